@@ -1,0 +1,24 @@
+"""gatec: finds, inserts, prunes and fuses gates in PyTorch models, and exports what comes out."""
+
+from pathlib import Path
+
+_here = Path(__file__).parent
+if not (_here / "passes").is_dir():  # a checkout; in a wheel they lie inside
+    __path__.append(str(_here.parent))
+
+from gatec.vision import torchvision_loads  # noqa: E402  isort: skip
+
+torchvision_loads()  # timm and transformers import torchvision, whose C++ operators a CPU build of torch cannot load
+
+from gatec import places  # noqa: E402
+from gatec.catalog import gates  # noqa: E402
+from gatec.equation import Activation, Equation, equation  # noqa: E402
+from gatec.errors import GatecError, Refused  # noqa: E402
+from gatec.gate import Case, Gate  # noqa: E402
+from gatec.grouped import grouped_linear  # noqa: E402
+from gatec.match import Linear, here  # noqa: E402
+from gatec.partition import Coactivation, balanced_clusters, order, weight_features  # noqa: E402
+from gatec.pipeline import convert, convert_, why  # noqa: E402
+from gatec.program import Edit  # noqa: E402
+from gatec.report import Report, report  # noqa: E402
+from gatec.site import Layer, Site  # noqa: E402

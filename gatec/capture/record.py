@@ -1,0 +1,71 @@
+"""One forward of the whole model, watched: which module was called with what, and what came back."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of one module; tensors are held by reference, never copied."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: Any = None
+
+
+def record(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, list[Call]]:
+    """Every call of every submodule (by module path, "" is the model) during `model(*args, **kwargs)`.
+
+    The model, its buffers, its plain attributes and the random state are the same afterwards.
+    """
+    calls: dict[str, list[Call]] = defaultdict(list)
+    with ExitStack() as stack:
+        stack.enter_context(untouched(model))
+        stack.enter_context(torch.no_grad())
+        for path, module in model.named_modules():
+            hook = module.register_forward_hook(_watch(calls[path]), with_kwargs=True)
+            stack.callback(hook.remove)
+        model(*args, **kwargs)
+    return {path: found for path, found in calls.items() if found}
+
+
+def _watch(calls: list[Call]) -> Any:
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        calls.append(Call(args, dict(kwargs), output))
+
+    return hook
+
+
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Put back every buffer, plain attribute and random state that the body writes (BatchNorm does, in train mode)."""
+    modules = list(model.modules())
+    attributes = [dict(vars(m)) for m in modules]
+    buffers = [{n: (b, None if b is None else b.clone()) for n, b in m._buffers.items()} for m in modules]
+    devices = {b.device for b in model.parameters() if b.device.type == "cuda"}
+    with torch.random.fork_rng(devices=sorted(d.index or 0 for d in devices)):
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for module, before, held in zip(modules, attributes, buffers, strict=True):
+                    _restore(module, before, held)
+
+
+def _restore(module: nn.Module, before: dict[str, Any], held: dict[str, Any]) -> None:
+    now = vars(module)
+    for name in [n for n in now if n not in before]:
+        del now[name]
+    now.update(before)
+    for name, (buffer, values) in held.items():
+        module._buffers[name] = buffer
+        if buffer is not None and not buffer.is_meta:
+            buffer.copy_(values)

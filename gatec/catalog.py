@@ -1,0 +1,91 @@
+"""The passes found in passes/, and pipelines of them as text."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import pkgutil
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from gatec.errors import GatecError
+from gatec.gate import Gate
+
+Step = tuple[Gate, dict[str, Any]]
+_FOUND: dict[str, Gate] = {}
+
+
+def gates() -> dict[str, Gate]:
+    """Every gate of passes/, by name; the folder is listed, nothing is registered by hand."""
+    if not _FOUND:
+        package = importlib.import_module("gatec.passes")
+        for info in pkgutil.iter_modules(package.__path__):
+            gate = importlib.import_module(f"gatec.passes.{info.name}").GATE
+            _FOUND[gate.name] = gate
+    return dict(_FOUND)
+
+
+def gate(name: str) -> Gate:
+    known = gates()
+    if name not in known:
+        raise GatecError(f"a pass named {name!r}", found=f"passes: {', '.join(known)}", hint="gatec gates lists them")
+    return known[name]
+
+
+def steps(passes: Iterable[Any], options: dict[str, Any]) -> list[Step]:
+    """Passes as text ("glu", "moe(experts=8,top_k=2),prune"), as Gates, or as lists of both."""
+    found: list[Step] = []
+    for item in passes:
+        if isinstance(item, Gate):
+            found.append((item, {}))
+        elif isinstance(item, str):
+            found.extend(parse(item))
+        elif isinstance(item, (list, tuple)):
+            found.extend(steps(item, {}))
+        else:
+            raise GatecError("a pass as text or as a Gate", found=repr(item)[:80], hint='"glu", "moe(experts=8,top_k=2)"')
+    if not found:
+        raise GatecError("at least one pass", found="none", hint=f"one of {', '.join(gates())}")
+    if options and len(found) > 1:
+        raise GatecError("options inside the text where there are several passes", found=", ".join(options),
+                         hint='convert(model, "glu,moe(experts=8,top_k=2)")')  # fmt: skip
+    return [(g, {**own, **options}) for g, own in found]
+
+
+def parse(text: str) -> list[Step]:
+    """A pipeline text; `spell` is its inverse."""
+    found: list[Step] = []
+    for part in re.findall(r"[^,(]+(?:\([^)]*\))?", text):
+        name, _, inside = part.strip().partition("(")
+        if name:
+            found.append((gate(name.strip()), _options(inside.rstrip(")"), text)))
+    return found
+
+
+def _options(text: str, where: str) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    for pair in filter(None, (p.strip() for p in text.split(","))):
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise GatecError("options as name=value", found=pair, where=where, hint="moe(experts=8,top_k=2)")
+        options[key.strip()] = _value(value.strip())
+    return options
+
+
+def _value(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def spell(found: Iterable[Step]) -> str:
+    """Steps as pipeline text."""
+    return ",".join(
+        g.name + (f"({','.join(f'{k}={_text(v)}' for k, v in own.items())})" if own else "") for g, own in found
+    )
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) and _value(value) == value else repr(value)

@@ -1,0 +1,139 @@
+"""The command line: a verb per function of the front door; tables on stdout, the rest on stderr."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+import gatec
+from gatec import demo as tour
+from gatec import settings, zoo
+from gatec.errors import GatecError
+from gatec.screen import errors, say, table, working
+
+
+class Verbs(TyperGroup):
+    """A GatecError becomes its own four rows and exit code 1; GATEC_DEBUG=1 adds the traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except GatecError as error:
+            if settings.DEBUG:
+                errors.print_exception()
+            errors.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
+            raise typer.Exit(1) from error
+
+
+app = typer.Typer(
+    cls=Verbs, help="A compiler for gates in PyTorch models.", no_args_is_help=True,
+    add_completion=False, pretty_exceptions_enable=False,
+)  # fmt: skip
+
+Model = Annotated[str, typer.Argument(help=zoo.FORMS)]
+Passes = Annotated[str, typer.Argument(help='Pipeline text: "glu" or "moe(experts=8),fuse"')]
+Before = Annotated[str, typer.Option("--passes", "-p", help="Pipeline text to convert with first")]
+Folder = Annotated[Path | None, typer.Option("--output", "-o", help="A folder to write to")]
+Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:0")]
+
+
+@app.command()
+def gates() -> None:
+    """List the gates that gatec knows: name, what it does, and how it starts."""
+    table([gate.name, gate.summary, f"born {gate.born}"] for gate in gatec.gates().values())
+
+
+@app.command()
+def scan(model: Model, device: Device = "cpu") -> None:
+    """Show the gates a model has and the places where gates could go."""
+    found = _find(model, device)
+    with working("scanning"):
+        census = gatec.scan(found.model, inputs=found.inputs)
+    say(str(census))
+
+
+@app.command()
+def why(model: Model, passes: Passes, device: Device = "cpu") -> None:
+    """Show what the passes would do at every site, or why not; nothing is changed."""
+    found = _find(model, device)
+    with working("looking"):
+        edits = gatec.why(found.model, passes, inputs=found.inputs)
+    for edit in edits:
+        say(str(edit))
+
+
+@app.command()
+def convert(model: Model, passes: Passes, output: Folder = None, device: Device = "cpu") -> None:
+    """Put gates into a model, report every decision, and save it as a recipe and weights."""
+    found = _find(model, device)
+    with working("converting"):
+        converted = gatec.convert(found.model, passes, inputs=found.inputs)
+    say(str(gatec.report(converted)))
+    if output is not None:
+        with working("saving"):
+            gatec.save(converted, output)
+        wrote(output)
+
+
+@app.command()
+def fuse(model: Model, passes: Before = "", output: Folder = None, device: Device = "cpu") -> None:
+    """Fuse gated regions into generated kernels, and write their sources to a folder."""
+    found = _find(model, device)
+    with working("fusing"):
+        fused = gatec.fuse(_converted(found, passes), inputs=found.inputs)
+    say(str(gatec.report(fused)))
+    kernels = gatec.kernels_of(fused)
+    table([name, f"{len(kernel.source.splitlines())} lines"] for name, kernel in kernels.items())
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+        for name, kernel in kernels.items():
+            (output / f"{name}.py").write_text(kernel.source)
+        wrote(output)
+
+
+@app.command()
+def export(
+    model: Model,
+    file: Annotated[Path, typer.Argument(help="FILE.onnx")],
+    passes: Before = "",
+    device: Device = "cpu",
+) -> None:
+    """Export to ONNX, with dynamic batch and length, and compare with onnxruntime."""
+    if file.suffix != ".onnx":
+        raise GatecError("a file to export to", found=repr(str(file)), hint=f"{file.stem}.onnx")
+    found = _find(model, device)
+    with working("exporting"):
+        exported = gatec.export(_converted(found, passes), file, inputs=found.inputs)
+    say(str(exported))
+
+
+@app.command()
+def demo() -> None:
+    """From a Llama to a converted, fused and exported one, in under two minutes on a CPU."""
+    tour.show()
+
+
+def _find(model: str, device: str) -> zoo.Found:
+    with working(f"loading {model}"):
+        return zoo.find(model, device)
+
+
+def _converted(found: zoo.Found, passes: str) -> Any:
+    return gatec.convert(found.model, passes, inputs=found.inputs) if passes else found.model
+
+
+def wrote(folder: Path) -> None:
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    say(f"wrote  {folder}  {size / 1e6:.1f} MB")
+
+
+def main() -> None:
+    sys.exit(app())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""derive(): a pointwise function becomes two flat aten graphs, its value and its gradients.
+
+Both are traced as if every float operand were float32 (float64 if one is). A kernel computes in
+that type, so a cast to an operand's own type disappears, and a cast to a type which the author
+wrote out stays and rounds. Traced operands all have one shape; the launcher reduces gradients.
+"""
+
+import inspect
+import keyword
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from gatec.decompose import DECOMPOSITIONS
+from gatec.errors import GatecError
+
+# Names which generated kernels use for themselves.
+RESERVED = {
+    "tl", "triton", "torch", "functools", "math", "float", "len", "range", "any",
+    "row", "col", "rows", "across", "shape", "ROWS", "COLS", "read", "write", "place",
+    "out", "grad", "grads", "needs", "expect", "broadcast", "launch", "merged", "align", "room",
+    "reduced",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Derived:
+    """`forward(*operands)` and `backward(grad, *operands)`, with the dtypes that a caller sees."""
+
+    forward: fx.Graph
+    backward: fx.Graph
+
+
+def derive(fn: Callable[..., Tensor], examples: Sequence[Tensor]) -> Derived:
+    operands = [torch.empty(x.shape, dtype=x.dtype, device="meta") for x in examples]
+    out = fn(*operands)
+    shape = torch.broadcast_shapes(*(x.shape for x in operands))
+    if not isinstance(out, Tensor) or out.shape != shape:
+        found = f"a result of shape {tuple(out.shape)}" if isinstance(out, Tensor) else repr(out)
+        raise GatecError(
+            f"a pointwise function of operands that broadcast to {tuple(shape)}", found=found
+        )
+
+    names = operand_names(fn, len(operands))
+    full = [torch.empty(shape, dtype=widened(x, operands), device="meta") for x in operands]
+    floats = [i for i, x in enumerate(operands) if x.is_floating_point()]
+
+    def gradients(grad: Tensor, *xs: Tensor) -> list[Tensor]:
+        def of_floats(*some: Tensor) -> Tensor:
+            every = list(xs)
+            for i, x in zip(floats, some, strict=True):
+                every[i] = x
+            return fn(*every)
+
+        pull = torch.func.vjp(of_floats, *(xs[i] for i in floats))[1]
+        return list(pull(grad))
+
+    differentiable = out.is_floating_point() and bool(floats)
+    forward = flat_graph(fn, full)
+    backward = flat_graph(gradients if differentiable else lambda *_: [], [fn(*full), *full])
+    grads = [x if differentiable and i in floats else None for i, x in enumerate(operands)]
+    return Derived(
+        as_seen(forward, names, operands, [out]),
+        as_seen(backward, ["grad", *names], [out, *operands], grads),
+    )
+
+
+def widened(x: Tensor, operands: Sequence[Tensor]) -> torch.dtype:
+    """The type in which a kernel holds this operand."""
+    if not x.is_floating_point():
+        return x.dtype
+    doubles = any(y.dtype == torch.float64 for y in operands)
+    return torch.float64 if doubles else torch.float32
+
+
+def flat_graph(fn: Callable[..., object], inputs: Sequence[Tensor]) -> fx.Graph:
+    traced = make_fx(
+        torch.func.functionalize(lambda *xs: fn(*xs)),
+        decomposition_table=dict(DECOMPOSITIONS),
+        tracing_mode="fake",
+    )(*inputs)
+    inline_constants(traced)
+    traced.graph.eliminate_dead_code()
+    return traced.graph
+
+
+def inline_constants(traced: fx.GraphModule) -> None:
+    """torch.tensor(2.0) inside the function: a number, not one more operand."""
+    for node in [n for n in traced.graph.nodes if n.op == "get_attr"]:
+        constant = getattr(traced, str(node.target))
+        if constant.numel() != 1:
+            raise GatecError(
+                "a pointwise function whose tensors are its parameters",
+                found=f"a constant of shape {tuple(constant.shape)} inside",
+                hint="pass it as an operand",
+            )
+        with traced.graph.inserting_before(node):
+            number = traced.graph.call_function(
+                torch.ops.aten.scalar_tensor.default, (constant.item(),), {"dtype": constant.dtype}
+            )
+        number.meta["val"] = constant.to("meta")
+        node.replace_all_uses_with(number)
+        traced.graph.erase_node(node)
+
+
+def operand_names(fn: Callable[..., Tensor], count: int) -> list[str]:
+    """The function's own parameter names, so that a kernel reads like the equation it came from."""
+    try:
+        parameters = list(inspect.signature(fn).parameters.values())
+    except ValueError:  # torch's own functions have no signature
+        parameters = []
+    named = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if len(named) < count:
+        named = [f"x{i}" for i in range(count)]
+    return [f"{name}_" if taken(name) else name for name in named[:count]]
+
+
+def taken(name: str) -> bool:
+    return name in RESERVED or keyword.iskeyword(name) or name.endswith(("_grad", "_at", "_of"))
+
+
+def as_seen(
+    traced: fx.Graph,
+    names: Sequence[str],
+    inputs: Sequence[Tensor],
+    outputs: Sequence[Tensor | None],
+) -> fx.Graph:
+    """The same graph with the operands' own names, and the dtypes which the caller sees."""
+    graph = fx.Graph()
+    known: dict[fx.Node, fx.Node] = {}
+    # Before everything else, so that an operand called `mul` keeps its name and a product does not.
+    for node, name, value in zip(traced.find_nodes(op="placeholder"), names, inputs, strict=True):
+        known[node] = graph.placeholder(name)
+        known[node].meta["val"] = value
+    results = graph.graph_copy(traced, known)
+    flat = iter(results if isinstance(results, (list, tuple)) else [results])
+    graph.output([None if x is None else next(flat) for x in outputs])
+    graph.output_node().meta["val"] = tuple(outputs)
+    return graph

@@ -1,0 +1,104 @@
+"""What a pass declares: an equation, the places it goes to, how it is put there, how it is born, and its cases."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from gatec.equation import Equation
+from gatec.errors import GatecError
+from gatec.match import Pattern
+
+
+@dataclass(frozen=True)
+class Case:
+    """An example inside a declaration, from which tests are made: how often the gate is put, or why it is not."""
+
+    name: str
+    model: Callable[[], Any]
+    inputs: tuple[Any, ...]
+    put: int = 1
+    refuses: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Gate:
+    """One rewrite of a model.
+
+    before    patterns: plain functions whose parameters are holes (Tensor, Linear, Activation)
+    after     builds the replacement from what filled the holes; its keyword-only parameters are the gate's options
+    check     declines a match, in words (match.refuse); never builds
+    birth     sets the first values of what `after` added; its keyword-only parameters are options too
+    born      "neutral", or "drifts: ..." with what is given up
+    closes    for `compact`: the units of a put gate that are closed, as a mask over the hidden layer
+    """
+
+    before: tuple[Callable[..., Any], ...]
+    after: Callable[..., Any]
+    equation: Equation | None = None
+    check: Callable[..., None] | None = None
+    birth: Callable[..., None] | None = None
+    born: str = "neutral"
+    closes: Callable[..., Any] | None = None
+    cases: tuple[Case, ...] = ()
+    home: str = ""
+
+    def __post_init__(self) -> None:
+        frame = sys._getframe(2).f_globals
+        object.__setattr__(self, "home", frame["__name__"])
+        object.__setattr__(self, "doc", inspect.cleandoc(frame.get("__doc__") or ""))
+        object.__setattr__(self, "patterns", tuple(Pattern(f) for f in self.before))
+
+    patterns: tuple[Pattern, ...] = field(default=(), init=False)
+    doc: str = field(default="", init=False)
+
+    @property
+    def name(self) -> str:
+        return self.home.rpartition(".")[2]
+
+    @property
+    def summary(self) -> str:
+        return self.doc.partition("\n")[0]
+
+    @property
+    def neutral(self) -> bool:
+        return self.born == "neutral"
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The options with their defaults: keyword-only parameters of after, check and birth."""
+        found: dict[str, Any] = {}
+        for function in filter(None, (self.after, self.check, self.birth)):
+            for name, p in inspect.signature(function).parameters.items():
+                if p.kind is p.KEYWORD_ONLY:
+                    found[name] = None if p.default is p.empty else p.default
+        return found
+
+    def options(self, given: dict[str, Any]) -> dict[str, Any]:
+        unknown = sorted(set(given) - set(self.defaults))
+        if unknown:
+            known = ", ".join(f"{k}={v!r}" for k, v in self.defaults.items()) or "none"
+            raise GatecError(f"options that the pass {self.name} knows", found=", ".join(unknown), hint=f"its options: {known}")
+        return {**self.defaults, **given}
+
+    def accepted(self, function: Callable[..., Any], values: dict[str, Any]) -> dict[str, Any]:
+        """The part of `values` that `function` takes."""
+        names = inspect.signature(function).parameters
+        return {k: v for k, v in values.items() if k in names}
+
+    def __repr__(self) -> str:
+        return f"Gate({self.name})"
+
+    def __reduce__(self) -> Any:
+        return _found_at, (self.home,)
+
+
+def _found_at(home: str) -> Gate:
+    gate = getattr(sys.modules.get(home) or __import__(home, fromlist=["GATE"]), "GATE", None)
+    if not isinstance(gate, Gate):
+        raise GatecError(f"the pass that this model was rewritten with, {home}.GATE", hint="import the file that declares it")
+    return gate

@@ -1,0 +1,124 @@
+"""One matrix product per expert over tokens sorted by expert: `gatec::grouped_linear`.
+
+    grouped_linear(x[N, K], weight[E, O, K], ends[E])[rows of e] = x[rows of e] @ weight[e].T
+
+The rows of e are ends[e-1]:ends[e], the last end is N, an expert may be empty. `weight` may be any
+strided view, so experts which are slices of a dense layer need no copy of it. The weight's gradient
+is a second operator, and each is the other's gradient, so the pair differentiates as often as one
+likes.
+"""
+
+from itertools import pairwise
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import handle_torch_function, has_torch_function
+
+from gatec.errors import GatecError
+
+FUSED = (torch.float32, torch.bfloat16, torch.float16)
+ALIGNMENT = 16  # bytes: what torch's grouped kernels ask of every stride but 1
+
+
+class Context(Protocol):
+    saved_tensors: tuple[Tensor, ...]
+    needs_input_grad: tuple[bool, ...]
+
+    def save_for_backward(self, *tensors: Tensor) -> None: ...
+
+
+def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    """Each expert's rows through its own linear layer; follows autocast as F.linear does."""
+    # A graph that is being written keeps the call as one node.
+    if has_torch_function((x, weight, ends)):
+        kept: Tensor = handle_torch_function(grouped_linear, (x, weight, ends), x, weight, ends)
+        return kept
+    device = x.device.type
+    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(device)
+        x, weight = x.to(dtype), weight.to(dtype)
+    out: Tensor = linear_op(x, weight, ends)
+    return out
+
+
+@torch.library.custom_op("gatec::grouped_linear", mutates_args=())
+def linear_op(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    x = x.contiguous()
+    # torch's grouped product is 5 to 25 % faster than the loop on a CPU and never waits for a GPU.
+    if fuses(x, weight):
+        return F.grouped_mm(x, weight.transpose(1, 2), offs=ends.to(torch.int32))
+    out = x.new_zeros(x.shape[0], weight.shape[1])
+    for rows, expert in zip(spans(ends, len(x)), weight, strict=True):
+        out[rows] = x[rows] @ expert.T
+    return out
+
+
+@torch.library.custom_op("gatec::grouped_outer", mutates_args=())
+def outer_op(y: Tensor, x: Tensor, ends: Tensor) -> Tensor:
+    """y[rows].T @ x[rows] of each expert; exactly zero where an expert saw no token."""
+    y, x = y.contiguous(), x.contiguous()
+    if fuses(x, y):
+        return F.grouped_mm(y.T, x, offs=ends.to(torch.int32))
+    out = x.new_zeros(ends.shape[0], y.shape[1], x.shape[1])
+    for rows, expert in zip(spans(ends, len(x)), out, strict=True):
+        expert.copy_(y[rows].T @ x[rows])
+    return out
+
+
+def spans(ends: Tensor, tokens: int) -> list[slice]:
+    marks = [0, *ends.tolist()]
+    if marks != sorted(marks) or marks[-1] != tokens:
+        raise GatecError(
+            f"ends of experts that rise from 0 to {tokens}, the number of tokens",
+            found=str(marks[1:]),
+            where="gatec::grouped_linear",
+            hint="sort the tokens by expert and pass the cumulative counts",
+        )
+    return [slice(start, end) for start, end in pairwise(marks)]
+
+
+def fuses(x: Tensor, other: Tensor) -> bool:
+    """Whether torch's grouped kernels take these operands as they lie in memory."""
+    same = x.dtype == other.dtype and x.dtype in FUSED
+    return same and 0 not in (*x.shape, *other.shape) and regular(x) and regular(other)
+
+
+def regular(t: Tensor) -> bool:
+    rows, columns = t.stride()[-2:]
+    matrix = (columns == 1 and rows >= t.shape[-1]) or (rows == 1 and columns >= t.shape[-2])
+    sizes = [t.storage_offset(), *(s for s in t.stride() if s != 1)]
+    return matrix and all(s * t.element_size() % ALIGNMENT == 0 for s in sizes)
+
+
+@linear_op.register_fake
+def _(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    return x.new_empty(x.shape[0], weight.shape[1])
+
+
+@outer_op.register_fake
+def _(y: Tensor, x: Tensor, ends: Tensor) -> Tensor:
+    return x.new_empty(ends.shape[0], y.shape[1], x.shape[1])
+
+
+def save(ctx: Context, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def linear_backward(ctx: Context, dy: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    x, weight, ends = ctx.saved_tensors
+    dx = linear_op(dy, weight.transpose(1, 2), ends) if ctx.needs_input_grad[0] else None
+    dweight = outer_op(dy, x, ends) if ctx.needs_input_grad[1] else None
+    return dx, dweight, None
+
+
+def outer_backward(ctx: Context, dout: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    y, x, ends = ctx.saved_tensors
+    dy = linear_op(x, dout, ends) if ctx.needs_input_grad[0] else None
+    dx = linear_op(y, dout.transpose(1, 2), ends) if ctx.needs_input_grad[1] else None
+    return dy, dx, None
+
+
+linear_op.register_autograd(linear_backward, setup_context=save)
+outer_op.register_autograd(outer_backward, setup_context=save)

@@ -1,0 +1,78 @@
+"""Terms: interned values, so that the same computation of the same values is the same object."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, fx
+
+Rows = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A linear layer by the paths of its parameters; `rows` (start, stop, step) says which outputs of a packed one."""
+
+    path: str
+    weight: str
+    bias: str | None
+    transposed: bool
+    width: int
+    rows: Rows
+
+    @property
+    def out(self) -> int:
+        return len(range(*self.rows))
+
+    @property
+    def packed(self) -> bool:
+        return self.out != self.width
+
+
+@dataclass(eq=False, slots=True)
+class Term:
+    """One value. Terms are interned: the same computation of the same values is the same object."""
+
+    op: str
+    args: tuple[Term, ...] = ()
+    data: Any = None
+    shape: tuple[int, ...] | None = None
+    number: int = 0
+
+    def __repr__(self) -> str:
+        inside = ", ".join([*map(repr, self.args), *([repr(self.data)] if self.data is not None else [])])
+        return f"{self.op}({inside})" if inside else self.op
+
+
+class Table:
+    """Interned terms."""
+
+    def __init__(self) -> None:
+        self.terms: dict[Any, Term] = {}
+
+    def make(self, op: str, *args: Term, data: Any = None, shape: tuple[int, ...] | None = None) -> Term:
+        key = (op, tuple(map(id, args)), data)
+        if key not in self.terms:
+            self.terms[key] = Term(op, args, data, shape, len(self.terms))
+        return self.terms[key]
+
+    def fresh(self, name: str, shape: tuple[int, ...] | None = None) -> Term:
+        return self.make("value", data=(name, len(self.terms)), shape=shape)
+
+    def const(self, value: Any) -> Term:
+        return self.make("const", data=value if isinstance(value, (int, float, str, bool)) else repr(value))
+
+
+def join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def shape_of(node: fx.Node) -> tuple[int, ...] | None:
+    value = node.meta.get("val")
+    return tuple(value.shape) if isinstance(value, Tensor) else None
+
+
+def storage(node: fx.Node) -> int | None:
+    value = node.meta.get("val")
+    return int(value.untyped_storage()._cdata) if isinstance(value, Tensor) else None

@@ -1,0 +1,7 @@
+"""Any model -> an ONNX file on which onnxruntime agrees with PyTorch, at lengths never traced."""
+
+from gatec.onnx.exported import Exported, Parity
+from gatec.onnx.operators import register_decomposition, register_translation
+from gatec.onnx.write import export
+
+__all__ = ["Exported", "Parity", "export", "register_decomposition", "register_translation"]

@@ -1,0 +1,162 @@
+"""A model as gatec sees it: the calls of one forward, a graph per module captured when asked for, the edits so far."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_map
+
+from gatec.capture import Call, record, trace, unit_of
+from gatec.capture.structure import flatten
+from gatec.errors import Refused
+from gatec.match import Canon
+from gatec.match.terms import join
+
+Verdict = Literal["put", "left", "near"]
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One decision at one site. `drift` is the relative change of the rewritten module's output, None if not measured."""
+
+    gate: str
+    site: str
+    verdict: Verdict
+    why: str = ""
+    drift: float | None = None
+    note: str = ""
+
+    def __str__(self) -> str:
+        moved = f"drift {self.drift:.1e}{self.note}" if self.drift is not None else ""
+        return f"{self.gate:<8} {self.site or '(model)':<36} {self.verdict:<5} {self.why or moved}".rstrip()
+
+
+@dataclass
+class Program:
+    """What travels. `graph_of` captures lazily; modules of one class, configuration and call form share a trace."""
+
+    model: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    calls: dict[str, list[Call]]
+    edits: list[Edit] = field(default_factory=list)
+    graphs: dict[str, fx.Graph | None] = field(default_factory=dict)
+    missed: dict[str, str] = field(default_factory=dict)
+    shared: dict[Any, list[tuple[dict[tuple[str, str], Any], fx.Graph]]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Program:
+        return cls(model, args, kwargs, record(model, args, kwargs))
+
+    @cached_property
+    def names(self) -> dict[int, list[str]]:
+        """Every path under which a parameter is known, by its id: tied parameters have several."""
+        found: dict[int, list[str]] = {}
+        for name, parameter in self.model.named_parameters(remove_duplicate=False):
+            found.setdefault(id(parameter), []).append(name)
+        return found
+
+    def module(self, path: str) -> nn.Module:
+        return self.model.get_submodule(path)
+
+    def graph_of(self, path: str) -> fx.Graph | None:
+        """The captured graph of the module's first recorded call, or None with the reason in `missed`."""
+        if path not in self.graphs:
+            try:
+                self.graphs[path] = self._capture(path)
+            except Refused as e:
+                self.graphs[path] = None
+                self.missed[path] = str(e)
+        return self.graphs[path]
+
+    def _capture(self, path: str) -> fx.Graph | None:
+        module, call = self.module(path), self.calls.get(path, [None])[0]
+        if call is None:
+            raise Refused("it was not called in the recorded forward")
+        if type(module).__module__.startswith("torch.nn.modules") and not any(module.children()):
+            return None
+        if "forward" in vars(module):
+            raise Refused("its forward was replaced on the object itself")
+        unit = unit_of(module)
+        if unit is not None:
+            return unit.graph(module, call, self.known(path))
+        alike = self.shared.setdefault(_likeness(module, call), [])
+        for values, graph in alike:
+            if values == _values(module, values):
+                return graph
+        found = trace(module, type(module).forward, call, self.known(path))
+        alike.append((_values(module, found.reads), found.graph))
+        return found.graph
+
+    def known(self, path: str) -> Any:
+        """Recorded calls of the module's children, found again by the form of their arguments."""
+
+        def find(child: str, call: Call) -> Call | None:
+            form = _form(call)
+            return next((c for c in self.calls.get(join(path, child), ()) if _agree(_form(c), form)), None)
+
+        return find
+
+    def canon(self) -> Canon:
+        """Canonical terms of everything that could be captured; where a module is missing its children are asked."""
+        canon = Canon(self.graph_of, self.module)
+        waiting = [""]
+        while waiting:
+            path = waiting.pop(0)
+            graph = self.graph_of(path) if path in self.calls else None
+            canon.gaps.clear()
+            if graph is not None:
+                canon.run(path, graph)
+                waiting += canon.gaps
+            else:
+                waiting += [join(path, n) for n, _ in self.module(path).named_children()]
+        return canon
+
+
+def _form(call: Call) -> Any:
+    flat = flatten(call.args, call.kwargs)
+    return flat.key, tuple(tuple(t.shape) if isinstance(t, Tensor) else id(type(t)) for t in flat.leaves)
+
+
+def _agree(a: Any, b: Any) -> bool:
+    """Whether two calls have one form, but for tensors that one of them leaves out, as masks are."""
+    if a == b:
+        return True
+    pairs = list(zip(a[0], b[0], strict=False))
+    return len(a[0]) == len(b[0]) and a[1][:1] == b[1][:1] and all(x == y or x is None or y is None for x, y in pairs)
+
+
+def _likeness(module: nn.Module, call: Call) -> Any:
+    """What modules that share a trace must agree on before its reads are compared: class, parameters, children, form."""
+    children = tuple((n, type(c), unit_of(c) and id(c)) for n, c in module.named_children())
+    parameters = tuple((n, p.shape, p.dtype, p.device) for n, p in module.named_parameters())
+    flags = tuple(m.training for m in module.modules())
+    return type(module), parameters, children, flags, _form(call)
+
+
+def _values(module: nn.Module, reads: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Any]:
+    missing = object()
+    return {(p, n): _frozen(vars(module.get_submodule(p)).get(n, missing)) for p, n in reads}
+
+
+def _frozen(value: Any) -> Any:
+    if isinstance(value, (tuple, list)):
+        return tuple(map(_frozen, value))
+    if isinstance(value, (int, float, str, bool, type(None), torch.dtype)):
+        return value
+    return id(value)
+
+
+def doubled(call: Call) -> Call:
+    """The same call with floating tensors in float64."""
+    args, kwargs = tree_map(_double, (call.args, call.kwargs))
+    return Call(args, kwargs)
+
+
+def _double(value: Any) -> Any:
+    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value

@@ -1,0 +1,14 @@
+"""Every setting that gatec reads from the environment, in one table.
+
+GATEC_DEBUG  cumulative: 1 report lines, 2 the program after each pass, 3 near misses, 4 generated kernels
+GATEC_DUMP   a folder: numbered program texts and generated kernels are written there
+"""
+
+import os
+from pathlib import Path
+
+DEBUG = int(os.environ.get("GATEC_DEBUG") or 0)
+DUMP = Path(os.environ["GATEC_DUMP"]) if os.environ.get("GATEC_DUMP") else None
+
+# triton 3.10 changes its default for fusing multiply and add; kernels must not move with an upgrade.
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")

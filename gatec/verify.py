@@ -1,0 +1,109 @@
+"""How far an output moved, measured and not assumed."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gatec.capture import Call, untouched
+from gatec.capture.structure import flatten
+from gatec.errors import GatecError
+from gatec.program import Program, doubled
+
+FITS = 2**31  # bytes of one module in float64; above it drift is measured in the module's own dtype
+
+
+def tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors in what a module returned, in order."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from tensors(item)
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from tensors(item)
+
+
+def distance(found: Any, wanted: Any) -> float:
+    """The largest absolute difference, relative to the largest value wanted; inf where shapes or NaNs differ."""
+    worst = 0.0
+    pairs = [(f, w) for f, w in zip(tensors(found), tensors(wanted), strict=False)]
+    for f, w in pairs:
+        if f.shape != w.shape:
+            return float("inf")
+        if not w.numel() or not w.is_floating_point():
+            continue
+        f, w = f.detach().double(), w.detach().double()
+        if not torch.equal(f.isfinite(), w.isfinite()):
+            return float("inf")
+        keep = w.isfinite()
+        if keep.any():
+            scale = w[keep].abs().max().clamp_min(torch.finfo(torch.float64).tiny)
+            worst = max(worst, float((f[keep] - w[keep]).abs().max() / scale))
+    return worst
+
+
+@dataclass
+class Probe:
+    """The output of one recorded call of one module before an edit, to be compared with the output after it.
+
+    In float64 where the module fits and its arguments are tensors; `note` says where it is not.
+    """
+
+    call: Call
+    double: bool
+    before: Any
+
+    @classmethod
+    def of(cls, module: nn.Module, call: Call) -> Probe | None:
+        """None where the call cannot be repeated alone, because it depends on an object that has moved on."""
+        leaves = flatten(call.args, call.kwargs).leaves
+        size = sum(p.numel() * 8 for p in module.parameters())
+        plain = all(isinstance(x, Tensor) and x.device.type == "cpu" for x in leaves)
+        for double in (True, False) if plain and size <= FITS else (False,):
+            try:
+                return cls(call, double, _run(module, call, double))
+            except (RuntimeError, ValueError, TypeError, IndexError):
+                continue
+        return None
+
+    def drift(self, module: nn.Module) -> float:
+        return distance(_run(module, self.call, self.double), self.before)
+
+    @property
+    def note(self) -> str:
+        return "" if self.double else " (in the module's own dtype)"
+
+    @property
+    def rounding(self) -> float:
+        """The relative drift that is rounding and not change."""
+        kinds = [t.dtype for t in tensors(self.before) if t.is_floating_point()]
+        return 1e-12 if self.double else max((torch.finfo(k).eps for k in kinds), default=0.0) * 16
+
+
+def _run(module: nn.Module, call: Call, double: bool) -> Any:
+    if double:
+        module, call = copy.deepcopy(module).double(), doubled(call)
+    args, kwargs = copy.deepcopy((call.args, call.kwargs))
+    with torch.no_grad(), untouched(module):
+        return module(*args, **kwargs)
+
+
+def finite(module: nn.Module, where: str) -> None:
+    """Refuse parameters that are NaN or infinite: no drift could be measured against them."""
+    for name, p in module.named_parameters():
+        if p.is_floating_point() and not p.is_meta and not bool(p.isfinite().all()):
+            raise GatecError("finite weights", found=f"NaN or infinity in {name}", where=where,
+                             hint="load the checkpoint before converting")  # fmt: skip
+
+
+def forward(model: nn.Module, program: Program) -> Any:
+    """The model's output on the program's inputs, with nothing else moved."""
+    with torch.no_grad(), untouched(model):
+        return model(*program.args, **program.kwargs)

@@ -1,0 +1,161 @@
+"""Mixture of experts: split the hidden units of an MLP into equal experts, and let a router pick for every token.
+
+    before    y = down(hidden(x))
+    after     y = sum of down_e(hidden_e(x)) over the top_k experts e of softmax(router(x)), plus down's bias once
+
+Born: the experts partition the hidden units, so that with all of them on the sum is the dense layer to rounding. The
+units are only reordered in place: parameter names stay, expert e owns rows e*m ... (e+1)*m of up (and gate), and the same
+columns of down. A chosen expert has weight 1 with the gradient of its score, so the router trains from the first step.
+Zhang et al. 2022, "MoEfication", https://arxiv.org/abs/2110.01786
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gatec import Case, Coactivation, Gate, GatecError, balanced_clusters, grouped_linear, order, places, weight_features
+
+
+def check(site, up, down, gate=None, *, experts: int = 8, top_k: int = 2) -> None:
+    width = up.out_features
+    if experts < 1 or not 1 <= top_k <= experts:
+        raise GatecError("1 <= top_k <= experts", found=f"experts={experts}, top_k={top_k}", hint="moe(experts=8,top_k=2)")
+    if "moe" in site.already():
+        site.refuse("it is a mixture of experts already")
+    if width % experts:
+        fits = ", ".join(str(e) for e in range(2, min(width, 64) + 1) if width % e == 0)
+        site.refuse(f"{experts} experts do not divide its {width} hidden units; these do: {fits}")
+    for name in ("up", "down", *(["gate"] if gate else [])):
+        site.movable(name)
+
+
+def after(site, x, up, act, down, gate=None, *, experts: int = 8, top_k: int = 2):
+    router = site.add("router", lambda: new_router(up, experts, site.like(up)), near=up)
+    flat = x.reshape(-1, up.in_features)
+    expert, order, ends, weight = route(router(flat), experts, top_k)
+    rows = flat[order // top_k]
+    hidden = act(expert_linear(gate or up, rows, expert, ends, experts))
+    if gate:
+        hidden = hidden * expert_linear(up, rows, expert, ends, experts)
+    if site.dropout:
+        hidden = F.dropout(hidden, site.dropout, True)
+    out = grouped_linear(hidden, down.weight_node().unflatten(1, (experts, -1)).permute(1, 0, 2), ends)
+    y = (out * weight)[torch.argsort(order)].unflatten(0, (-1, top_k)).sum(1)
+    bias = down.bias_node()
+    y = y if bias is None else y + bias
+    return y.unflatten(0, x.shape[:-1])
+
+
+def route(logits, experts: int, top_k: int):
+    """Token-expert pairs sorted by expert: (expert of each row, number of its pair, end row of each expert, weight 1)."""
+    scores, chosen = torch.topk(torch.softmax(logits, -1), top_k, -1)
+    expert, order = torch.sort(chosen.flatten(), stable=True)
+    score = scores.flatten()[order].unsqueeze(-1)
+    numbers = expert.new_ones(experts).cumsum(0) - 1
+    ends = (expert.unsqueeze(-1) <= numbers).sum(0)
+    return expert, order, ends, 1 + (score - score.detach())
+
+
+def expert_linear(layer, rows, expert, ends, experts: int):
+    out = grouped_linear(rows, layer.weight_node().unflatten(0, (experts, -1)), ends)
+    bias = layer.bias_node()
+    return out if bias is None else out + bias.unflatten(0, (experts, -1))[expert]
+
+
+def new_router(up, experts: int, like) -> nn.Linear:
+    router = nn.utils.skip_init(nn.Linear, up.in_features, experts, bias=False, **like)
+    router.register_buffer("order", torch.arange(up.out_features, device=like["device"]))
+    nn.init.zeros_(router.weight)
+    return router
+
+
+def birth(site, up, act, down, gate=None, *, experts: int = 8, seed: int = 0, calibration=None) -> None:
+    """Cluster the hidden units, reorder them in place, and point each router row at its expert's mean weight row."""
+    rows = [layer.weight.detach() for layer in (gate, up) if layer]
+    if not all(bool(r.isfinite().all()) for r in rows):
+        site.refuse("its weights hold NaN or infinity")
+    features = weight_features(rows) if calibration is None else activations(site, up, act, gate, calibration)
+    units = order(balanced_clusters(features, experts, seed=seed), experts).to(up.weight.device)
+    reorder(site, units, up, down, gate)
+    router = site.added_value("router")
+    with torch.no_grad():
+        router.order.copy_(units)
+        centres = F.normalize((gate or up).weight.float(), dim=1).unflatten(0, (experts, -1)).mean(1)
+        router.weight.copy_(F.normalize(centres, dim=1))
+
+
+def activations(site, up, act, gate, calibration) -> Tensor:
+    """Co-activation features from the inputs that calibration data brings to this MLP."""
+    seen = Coactivation(up.out_features)
+    for x in site.inputs("x", calibration):
+        hidden = act(F.linear(x, (gate or up).weight, (gate or up).bias))
+        seen.add((hidden * F.linear(x, up.weight, up.bias) if gate else hidden).flatten(0, -2))
+    return seen.features()
+
+
+def reorder(site, units: Tensor, up, down, gate) -> None:
+    back = torch.argsort(units)
+    views = [v for layer in (up, gate) if layer for v in (layer.weight, layer.bias) if v is not None]
+    move(units, views, down)
+    site.undo.append(lambda: move(back, views, down))
+
+
+@torch.no_grad()
+def move(units: Tensor, views: list[Tensor], down) -> None:
+    for view in views:
+        view.copy_(view[units])
+    down.weight.copy_(down.weight[:, units])
+
+
+class GatedMLP(nn.Module):
+    def __init__(self, packed: bool = False) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(8, 32, bias=not packed), nn.Linear(16, 8)
+
+    def forward(self, x):
+        a, b = self.up(x).chunk(2, -1)
+        return self.down(F.silu(a) * b)
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down, self.again = nn.Linear(8, 16), nn.Linear(16, 8), nn.Linear(16, 8)
+        self.again.weight = self.down.weight
+
+    def forward(self, x):
+        return self.down(F.relu(self.up(x))) + self.again(x.repeat(1, 2))
+
+
+def parametrised() -> nn.Module:
+    model = mlp()
+    nn.utils.parametrizations.weight_norm(model[0])
+    return model
+
+
+def broken() -> nn.Module:
+    model = mlp()
+    nn.init.constant_(model[0].weight, float("nan"))
+    return model
+
+
+def mlp() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8))
+
+
+X = (torch.linspace(-2, 2, 32).reshape(4, 8),)
+ALL = {"experts": 4, "top_k": 4}
+GATE = Gate(
+    before=(places.dense, places.gated), after=after, check=check, birth=birth,
+    born="drifts: every token sees only its top_k experts",
+    cases=(
+        Case("dense", mlp, X, options=ALL),
+        Case("gated, packed", GatedMLP, X, options=ALL),
+        Case("no bias", lambda: GatedMLP(True), X, options=ALL),
+        Case("seven do not divide sixteen", mlp, X, refuses="7 experts do not divide its 16 hidden units",
+             options={"experts": 7}),
+        Case("tied weights", Tied, X, refuses="is shared with", options=ALL),
+        Case("weight norm", parametrised, X, refuses="a parametrization", options=ALL),
+        Case("NaN weights", broken, X, refuses="NaN or infinity", options=ALL),
+    ),
+)  # fmt: skip
