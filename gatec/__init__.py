@@ -12,13 +12,18 @@ torchvision_loads()  # timm and transformers import torchvision, whose C++ opera
 
 from gatec import places  # noqa: E402
 from gatec.catalog import gates  # noqa: E402
+from gatec.census import Census, scan  # noqa: E402
+from gatec.compaction import compact  # noqa: E402
 from gatec.equation import Activation, Equation, equation  # noqa: E402
 from gatec.errors import GatecError, Refused  # noqa: E402
+from gatec.fusing import fuse, fuse_, kernels_of  # noqa: E402
 from gatec.gate import Case, Gate  # noqa: E402
 from gatec.grouped import grouped_linear  # noqa: E402
+from gatec.onnx import export  # noqa: E402
+from gatec.history import save  # noqa: E402
 from gatec.match import Linear, here  # noqa: E402
 from gatec.partition import Coactivation, balanced_clusters, order, weight_features  # noqa: E402
-from gatec.pipeline import convert, convert_, why  # noqa: E402
+from gatec.pipeline import convert, convert_, gate_parameters, load, why  # noqa: E402
 from gatec.program import Edit  # noqa: E402
 from gatec.report import Report, report  # noqa: E402
 from gatec.site import Layer, Site  # noqa: E402

@@ -5,18 +5,24 @@ from __future__ import annotations
 import copy
 import inspect
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 from torch import nn
 
+from gatec.capture import unit_of
 from gatec.catalog import Step, steps
+from gatec.catalog import gate as gate_named
 from gatec.errors import GatecError
+from gatec.gate import Gate
+from gatec.history import fill, read, remember, shapes
 from gatec.inputs import example_inputs
 from gatec.program import Edit, Program
 from gatec.report import Report, attach
 from gatec.rewrite import put
+from gatec.shrink import shrink
 from gatec.verify import distance, finite, forward
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -34,7 +40,7 @@ def convert(model: Model, *passes: Any, pass_: Any = None, inputs: Any = None, o
     `gatec.report(result)` tells what was put where, what was left and why, and how far the output moved.
     Raises GatecError if nothing could be put anywhere.
     """
-    return convert_(_copy(model), *passes, pass_=pass_, inputs=inputs, only=only, progress=progress, **options)
+    return convert_(copied(model), *passes, pass_=pass_, inputs=inputs, only=only, progress=progress, **options)
 
 
 def convert_(model: Model, *passes: Any, pass_: Any = None, inputs: Any = None, only: str | None = None,
@@ -44,11 +50,41 @@ def convert_(model: Model, *passes: Any, pass_: Any = None, inputs: Any = None, 
     program = prepare(model, inputs)
     with all_or_nothing() as undo:
         for gate, own in wanted:
-            put(gate, own, program, undo, only=re.compile(only).search if only else None, tick=progress)
+            edits = put(gate, own, program, undo, only=re.compile(only).search if only else None, tick=progress)
+            remember(model, step(gate, own, edits), undo)
         _something(program, wanted)
         moved = distance(forward(model, program), program.calls[""][0].output)
         attach(model, Report(tuple(program.edits), moved, tuple(program.missed.items())), undo)
     return model
+
+
+def step(gate: Gate, own: dict[str, Any], edits: list[Edit]) -> dict[str, Any]:
+    """One line of a recipe: the pass, its options as far as they are data, and the sites where it was put."""
+    plain = {k: v for k, v in own.items() if isinstance(v, (int, float, str, bool, type(None)))}
+    return {"pass": gate.name, "options": plain, "sites": [e.site for e in edits if e.verdict == "put"]}
+
+
+def load(folder: str | Path, model: Model, *, inputs: Any = None, gates: Iterable[Gate] = ()) -> Model:
+    """The model that `gatec.save` wrote into `folder`, from a freshly built base model (which is not touched).
+
+    The recipe is replayed without giving birth to anything, then the tensors are loaded. Names are looked up in the
+    catalogue of passes, or in `gates`: a recipe holds no code.
+    """
+    model, own = copied(model), {g.name: g for g in gates}
+    for line in read(folder):
+        if "compact" in line:
+            shrink(model, shapes(folder), line["compact"])
+            continue
+        found = own.get(str(line.get("pass"))) or gate_named(str(line.get("pass")))
+        sites = set(line.get("sites", ()))
+        with all_or_nothing() as undo:
+            edits = put(found, dict(line.get("options", {})), prepare(model, inputs), undo, only=sites.__contains__, structure=True)
+            missing = sites - {e.site for e in edits if e.verdict == "put"}
+            if missing:
+                raise GatecError(f"the sites of {found.name} in {type(model).__name__}", found=f"none at {sorted(missing)[0]}",
+                                 where=str(folder), hint="load into a fresh model of the same configuration")  # fmt: skip
+            remember(model, line, undo)
+    return fill(model, folder)
 
 
 def why(model: nn.Module, *passes: Any, inputs: Any = None, **options: Any) -> list[Edit]:
@@ -57,6 +93,19 @@ def why(model: nn.Module, *passes: Any, inputs: Any = None, **options: Any) -> l
     for gate, own in steps(passes, options):
         put(gate, own, program, [], dry=True)
     return program.edits
+
+
+def gate_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that gatec added, for an optimizer group of their own."""
+    found: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        unit = unit_of(module)
+        for path in (p for r in (unit.rewrites if unit else ()) for p in r.added.values()):
+            owner, _, name = path.rpartition(".")
+            value = getattr(module.get_submodule(owner), name)
+            for parameter in value.parameters() if isinstance(value, nn.Module) else [value]:
+                found[id(parameter)] = parameter
+    return list(found.values())
 
 
 def prepare(model: nn.Module, inputs: Any) -> Program:
@@ -86,7 +135,7 @@ def _keyword(options: dict[str, Any]) -> list[Any]:
     return [options.pop("pass")] if "pass" in options else []
 
 
-def _copy(model: Model) -> Model:
+def copied(model: Model) -> Model:
     try:
         return copy.deepcopy(model)
     except Exception as e:

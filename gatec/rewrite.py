@@ -18,7 +18,7 @@ from gatec.match import Canon, Linear, Match, Near, Term
 from gatec.match.terms import join
 from gatec.program import Edit, Program
 from gatec.site import Site
-from gatec.tidy import dead, inline
+from gatec.tidy import dead, examples, inline
 from gatec.verify import Probe
 
 Undo = list[Callable[[], Any]]
@@ -42,7 +42,7 @@ class Rewrite:
 
     def __call__(self, module: nn.Module, graph: fx.Graph, call: Call, *, root: nn.Module | None = None, path: str = "",
                  graph_of: Callable[[str], fx.Graph | None] | None = None, undo: Undo | None = None) -> Site:  # fmt: skip
-        graph_of = graph_of or _children(module, graph)
+        graph_of = graph_of or children_of(module, graph)
         for child in self.inlined:
             inner = graph_of(child)
             if inner is None:
@@ -52,9 +52,15 @@ class Rewrite:
         tracer = fx.proxy.GraphAppendingTracer(graph)
         site = Site(root or module, path, module, match, tracer, self.added, undo if undo is not None else [])
         splice(site, canon, self.gate, self.options)
+        examples(module, graph)
         dead(graph)
         graph.lint()
         return site
+
+    def born(self, site: Site) -> None:
+        """First values of what was added."""
+        if self.gate.birth:
+            self.gate.birth(site, **bound(self.gate, self.gate.birth, site, self.options))
 
     def _find(self, module: nn.Module, graph: fx.Graph, graph_of: Any) -> tuple[Match, Canon]:
         canon = Canon(graph_of, module.get_submodule)
@@ -65,7 +71,7 @@ class Rewrite:
         raise Refused(f"the {self.name} place at {', '.join(k.path for k in self.layers.values())} is not there in this call")
 
 
-def _children(module: nn.Module, graph: fx.Graph) -> Callable[[str], fx.Graph | None]:
+def children_of(module: nn.Module, graph: fx.Graph) -> Callable[[str], fx.Graph | None]:
     """Graphs of child modules, captured from the example values of the graph that calls them."""
     known: dict[str, fx.Graph | None] = {"": graph}
 
@@ -174,7 +180,7 @@ def _put_one(gate: Gate, options: dict[str, Any], program: Program, canon: Canon
             gate.check(site, **bound(gate, gate.check, site, options))
         if dry:
             return Edit(gate.name, name, "put", "could be put")
-        drift, probe = _install(program, path, module, rewrite, steps, twins, structure)
+        drift, probe = installed(program, path, module, rewrite, steps, twins, structure)
     except Refused as e:
         _back(steps)
         return Edit(gate.name, name, "left", str(e))
@@ -232,8 +238,8 @@ def _chain(path: str, below: str) -> list[str]:
     return [".".join(parts[: i + 1]) for i in range(len(parts))]
 
 
-def _install(program: Program, path: str, module: nn.Module, rewrite: Rewrite, steps: Undo, twins: dict[str, Any],
-             structure: bool) -> tuple[float | None, Probe | None]:  # fmt: skip
+def installed(program: Program, path: str, module: nn.Module, rewrite: Any, steps: Undo, twins: dict[Any, Any],
+              structure: bool = False) -> tuple[float | None, Probe | None]:  # fmt: skip
     call = program.calls[path][0]
     probe = None if structure else Probe.of(module, call)
     captured = program.graph_of(path)
@@ -241,8 +247,8 @@ def _install(program: Program, path: str, module: nn.Module, rewrite: Rewrite, s
     graph = copied(captured)
     site = rewrite(module, graph, call, root=program.model, path=path, undo=steps,
                    graph_of=lambda p: program.graph_of(join(path, p)))  # fmt: skip
-    if rewrite.gate.birth and not structure:
-        rewrite.gate.birth(site, **bound(rewrite.gate, rewrite.gate.birth, site, rewrite.options))
+    if not structure:
+        rewrite.born(site)
     unit = _unit(module, steps)
     unit.rewrites.append(rewrite)
     steps.append(unit.rewrites.pop)

@@ -12,3 +12,5 @@ DUMP = Path(os.environ["GATEC_DUMP"]) if os.environ.get("GATEC_DUMP") else None
 
 # triton 3.10 changes its default for fusing multiply and add; kernels must not move with an upgrade.
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
+
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gatec"  # measured choices, per device

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
 from typing import Any
 
-from torch import Tensor, fx
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_map
 
 from gatec.capture.structure import PLAIN
 from gatec.capture.tracer import hold, writes
@@ -21,6 +25,33 @@ def dead(graph: fx.Graph) -> None:
         if node.op == "call_module" and "val" not in node.meta:
             continue
         graph.erase_node(node)
+
+
+def examples(module: nn.Module, graph: fx.Graph) -> None:
+    """Give every node that lacks one an example of its value, computed without data from those of its inputs."""
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    for node in graph.nodes:
+        if "val" in node.meta or node.op in ("placeholder", "output"):
+            continue
+        if node.op == "get_attr":
+            node.meta["val"] = operator.attrgetter(str(node.target))(module)
+            continue
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: tree_map(lambda v: _blank(v, mode), n.meta["val"]))
+        with mode, torch.no_grad():
+            if node.op == "call_module":
+                value = module.get_submodule(str(node.target))(*args, **kwargs)
+            elif node.op == "call_method":
+                value = getattr(args[0], str(node.target))(*args[1:], **kwargs)
+            else:
+                value = node.target(*args, **kwargs)
+        node.meta["val"] = value
+
+
+def _blank(value: Any, mode: FakeTensorMode) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    with mode:
+        return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
 
 
 def inline(graph: fx.Graph, path: str, child: fx.Graph) -> None:

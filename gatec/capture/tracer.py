@@ -381,7 +381,11 @@ def _example(value: Any) -> Any:
 
 
 def _spare(value: Any) -> Any:
-    return value if isinstance(value, (Tensor, *PLAIN)) else copy.deepcopy(value)
+    """A copy of an opaque object; tensors in it that are part of an autograd graph cannot be copied by themselves."""
+    if isinstance(value, (Tensor, *PLAIN)):
+        return value
+    with mock.patch.object(Tensor, "__deepcopy__", lambda t, memo: t.detach().clone()):
+        return copy.deepcopy(value)
 
 
 def _opaque(kind: type) -> type[Opaque]:

@@ -1,0 +1,76 @@
+"""fuse(): generated kernels for the gated regions of a model, where they are verified and measured faster."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from torch import nn
+
+from gatec.capture import unit_of
+from gatec.errors import Refused
+from gatec.kernel import Kernel
+from gatec.lower import Fusion
+from gatec.pipeline import all_or_nothing, copied, prepare
+from gatec.program import Edit, Program
+from gatec.recognise import finds
+from gatec.report import Report, attach
+from gatec.rewrite import copied as graph_copy
+from gatec.rewrite import installed
+from gatec.verify import distance, forward
+
+Model = TypeVar("Model", bound=nn.Module)
+EAGER = "eager: on a CPU the region runs as its own graph; its kernel is generated, see kernels_of"
+
+
+def fuse(model: Model, inputs: Any = None, *, everywhere: bool = False) -> Model:
+    """A copy of `model` whose gated pointwise regions are ops with generated kernels, forward and backward.
+
+    On CUDA an op runs its kernel on a shape only after it was verified and measured faster there, eager elsewhere. On a
+    CPU the modules are left alone, so that nothing gets slower; `everywhere=True` puts the ops there too (they run
+    their eager body). `gatec.kernels_of(result)` gives the sources either way.
+    """
+    return fuse_(copied(model), inputs, everywhere=everywhere)
+
+
+def fuse_(model: Model, inputs: Any = None, *, everywhere: bool = False) -> Model:
+    """`fuse` in place; rolled back whole if anything fails."""
+    program = prepare(model, inputs)
+    kernels: dict[str, Kernel] = {}
+    with all_or_nothing() as undo:
+        twins: dict[Any, Any] = {}
+        for path in dict.fromkeys(f.site for f in finds(program.canon())):
+            program.edits.extend(_unit(program, path, everywhere, kernels, undo, twins))
+        moved = distance(forward(model, program), program.calls[""][0].output)
+        attach(model, Report(tuple(program.edits), moved, tuple(program.missed.items())), undo)
+        vars(model)["_gatec_kernels"] = {**vars(model).get("_gatec_kernels", {}), **kernels}
+    return model
+
+
+def _unit(program: Program, path: str, everywhere: bool, kernels: dict[str, Kernel], undo: list[Any], twins: Any) -> list[Edit]:
+    """Fuse one module if its device has kernels; its sources are generated either way."""
+    module, call, fusion, steps = program.module(path), program.calls[path][0], Fusion(everywhere), []
+    unit = unit_of(module)
+    if unit is not None and any(r.name == "fuse" for r in unit.rewrites):
+        return [Edit("fuse", path, "left", "it is fused already")]
+    captured = program.graph_of(path)
+    try:
+        if captured is None:
+            raise Refused("it was not captured")
+        trial = graph_copy(captured)
+        fusion(module, trial, call, graph_of=lambda p: program.graph_of(f"{path}.{p}" if path else p))
+        kernels.update({f"{path or 'model'}.{n}": k for n, k in fusion.kernels.items()})
+        left = [Edit("fuse", path, "left", why) for why in fusion.left.values()]
+        if not fusion.put:
+            return left or [Edit("fuse", path, "left", EAGER if fusion.kernels else "no two pointwise nodes to fuse around its gate")]
+        drift, probe = installed(program, path, module, Fusion(everywhere), steps, twins)
+    except Refused as e:
+        while steps:
+            steps.pop()()
+        return [Edit("fuse", path, "left", str(e))]
+    undo.extend(steps)
+    return [Edit("fuse", path, "put", "" if probe else "not measured alone", drift, probe.note if probe else "")]
+
+
+def kernels_of(model: nn.Module) -> dict[str, Kernel]:
+    """The generated kernels of a fused model by "module.region": readable sources that run by themselves."""
+    return dict(vars(model).get("_gatec_kernels", {}))

@@ -1,0 +1,77 @@
+"""save() and load(): a model as a recipe of edits and a file of tensors. No pickle, no code in a recipe."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_model, save_model
+from torch import nn
+
+from gatec.errors import GatecError
+
+VERSION = 1
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def remember(model: nn.Module, step: dict[str, Any], undo: list[Callable[[], Any]]) -> None:
+    """Note one step of the recipe with the model."""
+    before = vars(model).get("_gatec_history", ())
+    vars(model)["_gatec_history"] = (*before, step)
+    undo.append(lambda: vars(model).update(_gatec_history=before))
+
+
+def history(model: nn.Module) -> tuple[dict[str, Any], ...]:
+    return tuple(vars(model).get("_gatec_history", ()))
+
+
+def save(model: nn.Module, folder: str | Path) -> Path:
+    """Write recipe.json (the edits, their options and sites, versions) and model.safetensors into `folder`."""
+    steps = history(model)
+    if not steps:
+        raise GatecError("a model that gatec has rewritten", found=type(model).__name__, hint='gatec.convert(model, "glu")')
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    recipe = {"version": VERSION, "torch": torch.__version__, "model": type(model).__name__, "steps": list(steps)}
+    (folder / "recipe.json").write_text(json.dumps(recipe, indent=1) + "\n")
+    save_model(model, str(folder / "model.safetensors"))
+    return folder
+
+
+def read(folder: str | Path) -> list[dict[str, Any]]:
+    """The steps of a saved recipe, checked."""
+    file = Path(folder) / "recipe.json"
+    try:
+        recipe = json.loads(file.read_text())
+    except OSError:
+        raise GatecError("a folder that gatec.save wrote", found=f"no {file}", hint="gatec.save(model, folder)") from None
+    except ValueError as e:
+        raise GatecError("a recipe in JSON", found=str(e)[:120], where=str(file)) from None
+    if not isinstance(recipe, dict) or recipe.get("version") != VERSION or not isinstance(recipe.get("steps"), list):
+        found = f"version {recipe.get('version')}" if isinstance(recipe, dict) else type(recipe).__name__
+        raise GatecError(f"a recipe of version {VERSION}", found=found, where=str(file))
+    return [s for s in recipe["steps"] if isinstance(s, dict)]
+
+
+def fill(model: Model, folder: str | Path) -> Model:
+    """Load the tensors of a saved folder into a model that has its structure."""
+    file = Path(folder) / "model.safetensors"
+    if not file.is_file():
+        raise GatecError("a folder that gatec.save wrote", found=f"no {file}", hint="gatec.save(model, folder)")
+    try:
+        load_model(model, str(file))
+    except RuntimeError as e:
+        raise GatecError("tensors that fit the rewritten model", found=" ".join(str(e).split())[:240], where=str(file),
+                         hint="load into a fresh model of the same configuration") from None  # fmt: skip
+    return model
+
+
+def shapes(folder: str | Path) -> dict[str, tuple[int, ...]]:
+    with safe_open(str(Path(folder) / "model.safetensors"), "pt") as f:
+        return {name: tuple(f.get_slice(name).get_shape()) for name in f.keys()}  # noqa: SIM118 - not a dict
+
+

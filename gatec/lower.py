@@ -1,0 +1,175 @@
+"""Where graphs meet kernels: a region becomes a torch.library op with an eager body, a gradient and a kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from gatec.capture import Call
+from gatec.capture.structure import flatten
+from gatec.derive import Derived, derive
+from gatec.dispatch import choice
+from gatec.errors import GatecError
+from gatec.kernel import Kernel
+from gatec.kernels.pointwise import render
+from gatec.onnx import register_decomposition
+from gatec.regions import Region, regions
+from gatec.rewrite import children_of, copied
+from gatec.site import Site
+from gatec.tidy import examples
+
+LIBRARY = torch.library.Library("gatec", "FRAGMENT")
+_OPS: dict[str, Any] = {}
+_KERNELS: dict[Any, tuple[Kernel, Derived]] = {}
+
+
+@dataclass
+class Fusion:
+    """The rewrite that replaces regions by ops, replayed on every captured graph of its unit.
+
+    On a CPU the nodes stay as they are, unless `everywhere`: a region there runs as its own eager graph.
+    """
+
+    everywhere: bool = False
+    kernels: dict[str, Kernel] = field(default_factory=dict)
+    left: dict[str, str] = field(default_factory=dict)
+    added: dict[str, str] = field(default_factory=dict)
+    only_fuses: bool = True
+    name: str = "fuse"
+    put: int = 0
+
+    def __call__(self, module: nn.Module, graph: fx.Graph, call: Call, *, graph_of: Any = None, **_: Any) -> Site | None:
+        examples(module, graph)
+        graph_of = graph_of or children_of(module, graph)
+        here = self.everywhere or any(isinstance(t, Tensor) and t.is_cuda for t in flatten(call.args, call.kwargs).leaves)
+        for region in regions(module, graph, graph_of):
+            try:
+                kernel, derived = kernel_for(region)
+            except GatecError as e:
+                self.left[region.name] = str(e.wanted)
+                continue
+            self.kernels[_free(region.name, kernel, self.kernels)] = kernel
+            if here:
+                _replace(graph, region, op_for(kernel, derived, region.function()))
+                self.put += 1
+        graph.lint()
+        return None
+
+    def born(self, site: Any) -> None:
+        """A fusion adds nothing."""
+
+
+def _free(name: str, kernel: Kernel, taken: dict[str, Kernel]) -> str:
+    number, free = 2, name
+    while taken.get(free, kernel) != kernel:
+        free, number = f"{name}_{number}", number + 1
+    return free
+
+
+def _replace(graph: fx.Graph, region: Region, op: Callable[..., Tensor]) -> None:
+    with graph.inserting_before(region.output):
+        new = graph.call_function(op, region.inputs)
+    new.meta = dict(region.output.meta)
+    region.output.replace_all_uses_with(new)
+    for node in reversed(region.nodes):
+        graph.erase_node(node)
+
+
+def kernel_for(region: Region) -> tuple[Kernel, Derived]:
+    """The region's generated source, forward and backward; equal regions share one."""
+    function = region.function()
+    forms = tuple((x.dtype, tuple(x.shape)) for x in region.examples)
+    key = (region.name, str(function.__self__.code), forms)  # type: ignore[attr-defined]  # a GraphModule's
+    if key not in _KERNELS:
+        derived = derive(function, region.examples)
+        origin = f"{region.find.site or 'the model'} ({region.find.where})" if region.find.where else region.name
+        _KERNELS[key] = render(region.name, origin, derived.forward, derived.backward), derived
+    return _KERNELS[key]
+
+
+# -- one op per kernel ------------------------------------------------------------------------------------------------
+
+
+def op_for(kernel: Kernel, derived: Derived, eager: Callable[..., Tensor]) -> Any:
+    """torch.ops.gatec.NAME_KEY: eager body, fake, autograd, CUDA dispatch and an ONNX decomposition."""
+    name = f"{kernel.name}_{kernel.key}"
+    if name in _OPS:
+        return _OPS[name]
+    names = [n.name for n in derived.forward.nodes if n.op == "placeholder"]
+    operands = ", ".join(f"Tensor {n}" for n in names)
+    LIBRARY.define(f"{name}({operands}) -> Tensor")
+    LIBRARY.define(f"{name}_backward(Tensor grad, {operands}) -> Tensor[]")
+    pull = _pull(derived)
+    for suffix, body, launch in (("", eager, kernel.forward), ("_backward", pull, _gradients(kernel))):
+        LIBRARY.impl(f"{name}{suffix}", body, "CompositeExplicitAutograd")
+        LIBRARY.impl(f"{name}{suffix}", _dispatched(name, suffix or "forward", body, launch), "CUDA")
+    op = getattr(torch.ops.gatec, name).default
+    back = getattr(torch.ops.gatec, f"{name}_backward").default
+    torch.library.register_fake(op, lambda *xs: eager(*xs))
+    torch.library.register_fake(back, lambda grad, *xs: [torch.empty_like(x) for x in xs if x.is_floating_point()])
+    torch.library.register_autograd(op, _backward(back), setup_context=_save)
+    register_decomposition(op, eager)
+    _OPS[name] = op
+    return op
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _backward(back: Any) -> Callable[..., tuple[Tensor | None, ...]]:
+    def pull(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        found = iter(back(grad, *ctx.saved_tensors))
+        return tuple(next(found) if x.is_floating_point() else None for x in ctx.saved_tensors)
+
+    return pull
+
+
+def _pull(derived: Derived) -> Callable[..., list[Tensor]]:
+    """The vjp as an eager function: in float32 or wider, summed to each operand's shape, rounded once."""
+    run = fx.GraphModule(nn.Module(), _anywhere(derived.backward))
+
+    def pull(grad: Tensor, *xs: Tensor) -> list[Tensor]:
+        wide = [x.float() if x.dtype in (torch.float16, torch.bfloat16) else x for x in (grad, *xs)]
+        full = torch.broadcast_shapes(*(x.shape for x in xs))
+        found = [g for g in run(*(w.expand(full) for w in wide)) if g is not None]
+        floats = [x for x in xs if x.is_floating_point()]
+        return [g.sum_to_size(x.shape).to(x.dtype) for g, x in zip(found, floats, strict=True)]
+
+    return pull
+
+
+def _anywhere(traced: fx.Graph) -> fx.Graph:
+    """The graph with its constants on the operands' device and in their shape; it was derived without either."""
+    graph = copied(traced)
+    like = next(iter(graph.nodes))
+    for node in list(graph.nodes):
+        if node.op == "call_function" and "device" in node.kwargs:
+            value = node.args[-1] if node.target is torch.ops.aten.full.default else None
+            with graph.inserting_before(node):
+                kind = {"dtype": node.kwargs.get("dtype")}
+                new = graph.call_function(torch.full_like, (like, value), kind) if value is not None else None
+            if new is None:
+                node.kwargs = {k: v for k, v in node.kwargs.items() if k != "device"}
+            else:
+                node.replace_all_uses_with(new)
+                graph.erase_node(node)
+    return graph
+
+
+def _gradients(kernel: Kernel) -> Callable[..., list[Tensor]]:
+    def run(grad: Tensor, *xs: Tensor) -> list[Tensor]:
+        return [g for g in kernel.backward(grad, *xs) if g is not None]
+
+    return run
+
+
+def _dispatched(region: str, side: str, eager: Callable[..., Any], kernel: Callable[..., Any]) -> Callable[..., Any]:
+    def run(*tensors: Tensor) -> Any:
+        return choice(region, side, kernel, eager, eager, tensors)(*tensors)
+
+    return run

@@ -1,0 +1,128 @@
+"""Hidden units taken out of the layers around them: rows of up (and gate), columns of down, sizes and row ranges mended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gatec.capture import unit_of
+from gatec.capture.unit import Unit, uninstall
+from gatec.errors import GatecError, Refused
+from gatec.match import Linear, Match, Term
+from gatec.match.terms import join
+from gatec.rewrite import Rewrite
+from gatec.site import Site
+
+NOWHERE = Term("nowhere")
+
+
+def closing(model: nn.Module) -> list[tuple[str, Unit, Rewrite]]:
+    """Every unit of the model with a gate that can be closed."""
+    units = [(p, u) for p, m in model.named_modules() if (u := unit_of(m))]
+    return [(p, u, r) for p, u in units for r in u.rewrites if isinstance(r, Rewrite) and r.gate.closes is not None]
+
+
+def site_of(model: nn.Module, path: str, rewrite: Rewrite, names: dict[int, list[str]]) -> Site:
+    match = Match(rewrite.gate.patterns[rewrite.pattern], NOWHERE, NOWHERE, layers=rewrite.layers)
+    return Site(model, path, model.get_submodule(path), match, added=rewrite.added, names=names)
+
+
+def shrink(model: nn.Module, shapes: dict[str, tuple[int, ...]], paths: Iterable[str]) -> None:
+    """Give the units at `paths` the sizes of a saved compacted model; their values come from the checkpoint afterwards."""
+    for path, unit, rewrite in closing(model):
+        if path not in paths:
+            continue
+        site = site_of(model, path, rewrite, {})
+        down = rewrite.layers["down"]
+        saved = shapes.get(join(path, down.weight))
+        if saved is None or len(saved) != 2:
+            raise GatecError("the shape of a compacted layer", found=f"no {join(path, down.weight)} in the checkpoint")
+        width = site.layer("up").out_features
+        remove(site, unit, rewrite, torch.arange(width) >= saved[0 if down.transposed else 1], [])
+
+
+def alone(site: Site, unit: Unit, rewrite: Rewrite) -> None:
+    """Refuse where another rewrite or another owner of the weights stands in the way."""
+    later = unit.rewrites[unit.rewrites.index(rewrite) + 1:]
+    blocking = [r.name for r in later if not r.only_fuses] + [r.name for r in unit.rewrites if r.name == "moe"]
+    if blocking:
+        raise Refused(f"{blocking[0]} was put on the same hidden layer, which compact cannot shrink with it")
+    for name in site.match.layers:
+        site.movable(name)
+
+
+def remove(site: Site, unit: Unit, rewrite: Rewrite, closed: Tensor, steps: list[Callable[[], Any]]) -> None:
+    gone = closed.nonzero().flatten().tolist()
+    rows: dict[str, set[int]] = {}
+    for name, spec in site.match.layers.items():
+        if name != "down":
+            rows.setdefault(spec.weight, set()).update(range(*spec.rows)[i] for i in gone)
+    specs = {s.weight: s for s in site.match.layers.values()}
+    for weight, dead in rows.items():
+        _shrink(site.module, specs[weight], sorted(dead), out=True, steps=steps)
+    _shrink(site.module, site.match.layers["down"], gone, out=False, steps=steps)
+    _forget(site, unit, rewrite, rows, steps)
+
+
+def _shrink(module: nn.Module, spec: Linear, dead: list[int], *, out: bool, steps: list[Callable[[], Any]]) -> None:
+    """Drop outputs (or inputs) of one linear layer, its bias with its outputs, and mend its size attributes."""
+    owner_path, _, leaf = spec.weight.rpartition(".")
+    owner = module.get_submodule(owner_path)
+    dim = int(out == spec.transposed)
+    _cut(owner, leaf, dim, dead, steps)
+    if out and spec.bias is not None:
+        _cut(module.get_submodule(spec.bias.rpartition(".")[0]), spec.bias.rpartition(".")[2], 0, dead, steps)
+    size = getattr(owner, leaf).shape[dim]
+    for name in ("out_features", "nf") if out else ("in_features", "nx"):
+        if hasattr(owner, name):
+            steps.append(lambda name=name, old=getattr(owner, name): setattr(owner, name, old))  # type: ignore[misc]
+            setattr(owner, name, size)
+
+
+def _cut(owner: nn.Module, name: str, dim: int, dead: list[int], steps: list[Callable[[], Any]]) -> None:
+    old = getattr(owner, name)
+    keep = torch.ones(old.shape[dim], dtype=torch.bool, device=old.device)
+    keep[torch.tensor(dead, dtype=torch.long, device=old.device)] = False
+    new = nn.Parameter(old.detach().index_select(dim, keep.nonzero().flatten()), requires_grad=old.requires_grad)
+    setattr(owner, name, new)
+    steps.append(lambda: setattr(owner, name, old))
+
+
+def _forget(site: Site, unit: Unit, rewrite: Rewrite, rows: dict[str, set[int]], steps: list[Callable[[], Any]]) -> None:
+    """Take the gate out of the unit; a unit without rewrites is the user's module again."""
+    old, graphs, added = list(unit.rewrites), dict(unit.graphs), dict(unit.added)
+    kind = type(site.module)
+    steps.append(lambda: _restore(site.module, kind, unit, old, graphs, added))
+    for path in rewrite.added.values():
+        owner_path, _, name = path.rpartition(".")
+        owner = site.module.get_submodule(owner_path)
+        value = getattr(owner, name)
+        steps.append(lambda owner=owner, name=name, value=value: setattr(owner, name, value))  # type: ignore[misc]
+        delattr(owner, name)
+        unit.added.pop(name, None)
+    unit.rewrites = [r if r.only_fuses else replace(r, layers=_moved(r.layers, rows)) for r in old if r is not rewrite]
+    unit.graphs = {}
+    if not unit.rewrites:
+        uninstall(site.module)
+
+
+def _restore(module: nn.Module, kind: type[nn.Module], unit: Unit, rewrites: Any, graphs: Any, added: Any) -> None:
+    unit.rewrites, unit.graphs, unit.added = rewrites, graphs, added
+    module.__dict__["_gatec"] = unit
+    module.__class__ = kind
+
+
+def _moved(layers: dict[str, Linear], rows: dict[str, set[int]]) -> dict[str, Linear]:
+    """The layers with the row ranges that they have after `rows` are gone."""
+    found = {}
+    for name, spec in layers.items():
+        dead = rows.get(spec.weight, set())
+        left = [i for i in range(spec.width) if i not in dead]
+        own = [n for n, i in enumerate(left) if i in range(*spec.rows)]
+        start, step = (own[0], own[1] - own[0]) if len(own) > 1 else (0, 1)
+        found[name] = replace(spec, width=len(left), rows=(start, start + step * len(own), step))
+    return found
