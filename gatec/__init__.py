@@ -6,7 +6,7 @@ _here = Path(__file__).parent
 if not (_here / "passes").is_dir():  # a checkout; in a wheel they lie inside
     __path__.append(str(_here.parent))
 
-from gatec.vision import torchvision_loads  # noqa: E402  isort: skip
+from gatec.vision import torchvision_loads  # noqa: E402 isort: skip
 
 torchvision_loads()  # timm and transformers import torchvision, whose C++ operators a CPU build of torch cannot load
 
@@ -19,11 +19,23 @@ from gatec.errors import GatecError, Refused  # noqa: E402
 from gatec.fusing import fuse, fuse_, kernels_of  # noqa: E402
 from gatec.gate import Case, Gate  # noqa: E402
 from gatec.grouped import grouped_linear  # noqa: E402
-from gatec.onnx import export  # noqa: E402
 from gatec.history import save  # noqa: E402
 from gatec.match import Linear, here  # noqa: E402
+from gatec.onnx import export  # noqa: E402
 from gatec.partition import Coactivation, balanced_clusters, order, weight_features  # noqa: E402
 from gatec.pipeline import convert, convert_, gate_parameters, load, why  # noqa: E402
 from gatec.program import Edit  # noqa: E402
 from gatec.report import Report, report  # noqa: E402
 from gatec.site import Layer, Site  # noqa: E402
+
+__version__ = "0.1.0"
+__all__ = [
+    # what a user calls
+    "scan", "why", "convert", "convert_", "fuse", "fuse_", "compact", "export", "save", "load", "report", "gates",
+    "kernels_of", "gate_parameters",
+    # what comes back
+    "Census", "Edit", "GatecError", "Refused", "Report",
+    # what a pass is made of
+    "Activation", "Case", "Coactivation", "Equation", "Gate", "Layer", "Linear", "Site", "balanced_clusters", "equation",
+    "grouped_linear", "here", "order", "places", "weight_features",
+]  # fmt: skip

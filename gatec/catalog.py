@@ -56,16 +56,35 @@ def steps(passes: Iterable[Any], options: dict[str, Any]) -> list[Step]:
 def parse(text: str) -> list[Step]:
     """A pipeline text; `spell` is its inverse."""
     found: list[Step] = []
-    for part in re.findall(r"[^,(]+(?:\([^)]*\))?", text):
-        name, _, inside = part.strip().partition("(")
-        if name:
-            found.append((gate(name.strip()), _options(inside.rstrip(")"), text)))
+    for part in _split(text):
+        name, opened, inside = part.strip().partition("(")
+        if opened and not inside.endswith(")"):
+            raise GatecError("a pass as NAME or NAME(option=value,...)", found=part.strip(), where=text, hint="moe(experts=8,top_k=2)")
+        if part.strip():
+            found.append((gate(name.strip()), _options(inside[:-1], text)))
     return found
+
+
+def _split(text: str) -> list[str]:
+    """The pieces between commas that stand in no brackets and no quotes."""
+    pieces, depth, quote, last = [""], 0, "", ""
+    for letter in text:
+        if quote:
+            quote = "" if letter == quote and last != "\\" else quote
+        elif letter in "\"'":
+            quote = letter
+        depth += 0 if quote else (letter in "([{") - (letter in ")]}")
+        last = letter
+        if letter == "," and not quote and depth == 0:
+            pieces.append("")
+        else:
+            pieces[-1] += letter
+    return pieces
 
 
 def _options(text: str, where: str) -> dict[str, Any]:
     options: dict[str, Any] = {}
-    for pair in filter(None, (p.strip() for p in text.split(","))):
+    for pair in filter(None, (p.strip() for p in _split(text))):
         key, equals, value = pair.partition("=")
         if not equals:
             raise GatecError("options as name=value", found=pair, where=where, hint="moe(experts=8,top_k=2)")
@@ -88,4 +107,5 @@ def spell(found: Iterable[Step]) -> str:
 
 
 def _text(value: Any) -> str:
-    return value if isinstance(value, str) and _value(value) == value else repr(value)
+    bare = isinstance(value, str) and re.fullmatch(r"[\w./:+-]+", value) is not None and _value(value) == value
+    return str(value) if bare else repr(value)

@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 
 import gatec
 from gatec import demo as tour
+from gatec import bench as benchmarks
 from gatec import settings, zoo
 from gatec.errors import GatecError
 from gatec.screen import errors, say, table, working
@@ -109,6 +110,17 @@ def export(
     with working("exporting"):
         exported = gatec.export(_converted(found, passes), file, inputs=found.inputs)
     say(str(exported))
+
+
+@app.command()
+def bench(name: Annotated[str, typer.Argument(help=", ".join(benchmarks.BENCHMARKS))], output: Folder = None) -> None:
+    """Measure beside a peer in one run; -o keeps the rows as JSON with device, versions and commit."""
+    with working(f"measuring {name}"):
+        rows = benchmarks.run(name)
+    columns = list(dict.fromkeys(k for row in rows for k in row))
+    table([columns, *([str(row.get(c, "")) for c in columns] for row in rows)])
+    if output:
+        wrote(benchmarks.keep(name, rows, output))
 
 
 @app.command()

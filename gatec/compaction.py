@@ -14,7 +14,7 @@ from gatec.pipeline import all_or_nothing, copied, prepare
 from gatec.program import Edit, Program
 from gatec.report import Report, attach
 from gatec.rewrite import Rewrite
-from gatec.shrink import alone, closing, remove, site_of
+from gatec.shrink import alone, closing, named, remove, site_of
 from gatec.verify import Probe, distance, forward
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -43,7 +43,8 @@ def compact(model: Model, inputs: Any = None) -> Model:
 
 
 def _unit(program: Program, path: str, unit: Unit, rewrite: Rewrite, undo: list[Callable[[], Any]]) -> Edit:
-    site, steps = site_of(program.model, path, rewrite, program.names), []
+    site, name = site_of(program.model, path, rewrite, program.names), named(path, rewrite)
+    steps: list[Callable[[], Any]] = []
     try:
         alone(site, unit, rewrite)
         probe = Probe.of(site.module, program.calls[path][0])
@@ -58,7 +59,7 @@ def _unit(program: Program, path: str, unit: Unit, rewrite: Rewrite, undo: list[
     except (Refused, RuntimeError, ValueError) as e:
         while steps:
             steps.pop()()
-        return Edit("compact", path, "left", str(e).splitlines()[0])
+        return Edit("compact", name, "left", str(e).splitlines()[0])
     undo.extend(steps)
     words = f"{int(closed.sum())} of {closed.numel()} units removed, drift {drift:.1e}{probe.note}"
-    return Edit("compact", path, "put", words, drift)
+    return Edit("compact", name, "put", words, drift)

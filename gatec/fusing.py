@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from torch import nn
@@ -48,7 +49,8 @@ def fuse_(model: Model, inputs: Any = None, *, everywhere: bool = False) -> Mode
 
 def _unit(program: Program, path: str, everywhere: bool, kernels: dict[str, Kernel], undo: list[Any], twins: Any) -> list[Edit]:
     """Fuse one module if its device has kernels; its sources are generated either way."""
-    module, call, fusion, steps = program.module(path), program.calls[path][0], Fusion(everywhere), []
+    module, call, fusion = program.module(path), program.calls[path][0], Fusion(everywhere)
+    steps: list[Callable[[], Any]] = []
     unit = unit_of(module)
     if unit is not None and any(r.name == "fuse" for r in unit.rewrites):
         return [Edit("fuse", path, "left", "it is fused already")]

@@ -93,6 +93,9 @@ class Gate:
     def __repr__(self) -> str:
         return f"Gate({self.name})"
 
+    def __deepcopy__(self, memo: Any) -> Gate:
+        return self
+
     def __reduce__(self) -> Any:
         return _found_at, (self.home,)
 

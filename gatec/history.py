@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_model, save_model
 from torch import nn
 
@@ -22,7 +22,7 @@ def remember(model: nn.Module, step: dict[str, Any], undo: list[Callable[[], Any
     """Note one step of the recipe with the model."""
     before = vars(model).get("_gatec_history", ())
     vars(model)["_gatec_history"] = (*before, step)
-    undo.append(lambda: vars(model).update(_gatec_history=before))
+    undo.append(lambda: vars(model).update(_gatec_history=before) if before else vars(model).pop("_gatec_history"))
 
 
 def history(model: nn.Module) -> tuple[dict[str, Any], ...]:
@@ -54,7 +54,20 @@ def read(folder: str | Path) -> list[dict[str, Any]]:
     if not isinstance(recipe, dict) or recipe.get("version") != VERSION or not isinstance(recipe.get("steps"), list):
         found = f"version {recipe.get('version')}" if isinstance(recipe, dict) else type(recipe).__name__
         raise GatecError(f"a recipe of version {VERSION}", found=found, where=str(file))
-    return [s for s in recipe["steps"] if isinstance(s, dict)]
+    for step in recipe["steps"]:
+        if not isinstance(step, dict) or not _sound(step):
+            found = str(step)[:80] if isinstance(step, dict) else type(step).__name__
+            raise GatecError("a step of a recipe", found=found, where=str(file))
+    if not recipe["steps"]:
+        raise GatecError("a recipe with steps", found="none", where=str(file))
+    return list(recipe["steps"])
+
+
+def _sound(step: dict[str, Any]) -> bool:
+    """Whether a step is {"pass": text, "options": {...}, "sites": [text]} or {"compact": [text]}."""
+    sites = step.get("compact", step.get("sites"))
+    texts = isinstance(sites, list) and all(isinstance(s, str) for s in sites)
+    return texts and ("compact" in step or isinstance(step.get("pass"), str) and isinstance(step.get("options"), dict))
 
 
 def fill(model: Model, folder: str | Path) -> Model:
@@ -64,7 +77,7 @@ def fill(model: Model, folder: str | Path) -> Model:
         raise GatecError("a folder that gatec.save wrote", found=f"no {file}", hint="gatec.save(model, folder)")
     try:
         load_model(model, str(file))
-    except RuntimeError as e:
+    except (RuntimeError, SafetensorError) as e:
         raise GatecError("tensors that fit the rewritten model", found=" ".join(str(e).split())[:240], where=str(file),
                          hint="load into a fresh model of the same configuration") from None  # fmt: skip
     return model

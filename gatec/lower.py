@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -46,7 +46,9 @@ class Fusion:
         examples(module, graph)
         graph_of = graph_of or children_of(module, graph)
         here = self.everywhere or any(isinstance(t, Tensor) and t.is_cuda for t in flatten(call.args, call.kwargs).leaves)
-        for region in regions(module, graph, graph_of):
+        moved: dict[fx.Node, fx.Node] = {}
+        for found in regions(module, graph, graph_of):
+            region = replace(found, inputs=tuple(moved.get(n, n) for n in found.inputs))
             try:
                 kernel, derived = kernel_for(region)
             except GatecError as e:
@@ -54,7 +56,7 @@ class Fusion:
                 continue
             self.kernels[_free(region.name, kernel, self.kernels)] = kernel
             if here:
-                _replace(graph, region, op_for(kernel, derived, region.function()))
+                moved[region.output] = _replaced(graph, region, op_for(kernel, derived, region.function()))
                 self.put += 1
         graph.lint()
         return None
@@ -70,13 +72,14 @@ def _free(name: str, kernel: Kernel, taken: dict[str, Kernel]) -> str:
     return free
 
 
-def _replace(graph: fx.Graph, region: Region, op: Callable[..., Tensor]) -> None:
+def _replaced(graph: fx.Graph, region: Region, op: Callable[..., Tensor]) -> fx.Node:
     with graph.inserting_before(region.output):
         new = graph.call_function(op, region.inputs)
     new.meta = dict(region.output.meta)
     region.output.replace_all_uses_with(new)
     for node in reversed(region.nodes):
         graph.erase_node(node)
+    return new
 
 
 def kernel_for(region: Region) -> tuple[Kernel, Derived]:

@@ -47,10 +47,11 @@ def convert_(model: Model, *passes: Any, pass_: Any = None, inputs: Any = None, 
              progress: Callable[[str], Any] | None = None, **options: Any) -> Model:  # fmt: skip
     """`convert` in place. If anything fails the model is as it was, to the bit."""
     wanted = steps([*passes, *([pass_] if pass_ else []), *_keyword(options)], options)
+    chosen = _pattern(only)
     program = prepare(model, inputs)
     with all_or_nothing() as undo:
         for gate, own in wanted:
-            edits = put(gate, own, program, undo, only=re.compile(only).search if only else None, tick=progress)
+            edits = put(gate, own, program, undo, only=(lambda site: bool(chosen.search(site))) if chosen else None, tick=progress)
             remember(model, step(gate, own, edits), undo)
         _something(program, wanted)
         moved = distance(forward(model, program), program.calls[""][0].output)
@@ -116,7 +117,22 @@ def prepare(model: nn.Module, inputs: Any) -> Program:
     args, kwargs = example_inputs(model, inputs)
     if "use_cache" in inspect.signature(model.forward).parameters:
         kwargs.setdefault("use_cache", False)  # a cache would outlive the recorded forward
-    return Program.of(model, args, kwargs)
+    try:
+        return Program.of(model, args, kwargs)
+    except Exception as e:
+        raise GatecError(f"example inputs that {type(model).__name__} takes", found=_first_line(e),
+                         hint="gatec.convert(model, ..., inputs=...) with what model(...) runs on") from e  # fmt: skip
+
+
+def _first_line(e: Exception) -> str:
+    return f"{type(e).__name__}: {next(iter(str(e).splitlines()), '')[:160]}"
+
+
+def _pattern(only: str | None) -> re.Pattern[str] | None:
+    try:
+        return re.compile(only) if only else None
+    except re.error as e:
+        raise GatecError("`only` as a regular expression over site names", found=f"{only!r}: {e}", hint="only='layers\\.3'") from None
 
 
 @contextmanager
@@ -147,7 +163,7 @@ def _something(program: Program, wanted: list[Step]) -> None:
     if any(e.verdict == "put" for e in program.edits):
         return
     names = ", ".join(g.name for g, _ in wanted)
-    reasons = [f"{e.site}: {e.why}" for e in program.edits] + [f"{p or '(model)'}: {w}" for p, w in program.missed.items()]
+    reasons = [f"{e.site or '(model)'}: {e.why}" for e in program.edits] + [f"{p or '(model)'}: {w}" for p, w in program.missed.items()]
     found = "; ".join(reasons[:4]) + (f"; and {len(reasons) - 4} more" if len(reasons) > 4 else "") if reasons else "no such place"
     raise GatecError(f"a place for {names} in {type(program.model).__name__}", found=found,
                      hint=f'gatec.why(model, "{names}") lists every place that was considered')  # fmt: skip

@@ -51,7 +51,7 @@ class Program:
 
     @classmethod
     def of(cls, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Program:
-        return cls(model, args, kwargs, record(model, args, kwargs))
+        return cls(model, args, kwargs, record(model, *cloned((args, kwargs))))
 
     @cached_property
     def names(self) -> dict[int, list[str]]:
@@ -150,6 +150,11 @@ def _frozen(value: Any) -> Any:
     if isinstance(value, (int, float, str, bool, type(None), torch.dtype)):
         return value
     return id(value)
+
+
+def cloned(values: Any) -> Any:
+    """The same values in memory of their own: a forward may write into what it is given."""
+    return tree_map(lambda v: v.detach().clone() if isinstance(v, Tensor) else v, values)
 
 
 def doubled(call: Call) -> Call:

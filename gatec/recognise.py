@@ -38,11 +38,15 @@ def finds(canon: Canon) -> list[Find]:
     """Every gate in the terms, in the order of the graph, each product once and whole."""
     found: list[Find] = []
     used: set[int] = set()
-    for term in list(canon.carriers):
-        kind = _blend(term) if term.op == "add" else None
-        if kind is not None and _maximal(canon, term):
-            used.update(id(a) for a in _products(term))
-            found.append(_find(canon, term, *kind))
+    for term in (t for t in list(canon.carriers) if t.op == "add"):
+        signal, parts = _highway(term)
+        if signal and not used.intersection(map(id, parts)):
+            used.update(map(id, parts))
+            found.append(_find(canon, term, "highway", signal))
+        for branch in (a for a in _products(term) if id(a) not in used and _scaled_branch(a, term)):
+            used.add(id(branch))  # the first sum that takes the branch up; later ones only carry it on
+            signal = "tanh" if any(_core(f).op == "tanh" for f in branch.args) else "learned"
+            found.append(_find(canon, term, "residual-scale", signal))
     for term in list(canon.carriers):
         kind = _product(term) if term.op == "mul" and id(term) not in used else None
         if kind is not None and _maximal(canon, term):
@@ -182,24 +186,20 @@ def _products(term: Term) -> Iterator[Term]:
     yield from (a for a in term.args if a.op == "mul")
 
 
-def _blend(term: Term) -> tuple[str, str] | None:
-    """g a + (1 - g) b however it is written, and x + scale * branch with a learned scale."""
-    return _highway(term) or _scaled_branch(term)
-
-
-def _highway(term: Term) -> tuple[str, str] | None:
+def _highway(term: Term) -> tuple[str, list[Term]]:
+    """g a + (1 - g) b in any spelling: the gate's name and the products that make it up, or nothing."""
     products = list(_products(term))
     for p in products:
         for g in (f for f in p.args if _core(f).op in BOUNDED):
-            for q in products:
-                if q is not p and any(_complement(f, g) for f in q.args):
-                    return "highway", _name(g)
             rest = [f for f in p.args if f is not g]
+            for q in products:
+                split = q.data == -p.data and len(q.args) == 2 and any(f is g for f in q.args)  # b + g a - g b
+                kept = [f for f in q.args if f is not g]
+                if q is not p and (any(_complement(f, g) for f in q.args) or (split and any(k is a for k in kept for a in term.args))):
+                    return _name(g), [p, q]
             if len(rest) == 1 and _difference(rest[0], [a for a in term.args if a is not p]):
-                return "highway", _name(g)
-            if any(q.data == -1 * p.data and g in q.args for q in products if q is not p) and len(term.args) == 3:
-                return "highway", _name(g)
-    return None
+                return _name(g), [p]
+    return "", []
 
 
 def _complement(f: Term, g: Term) -> bool:
@@ -214,17 +214,14 @@ def _difference(f: Term, others: list[Term]) -> bool:
     return any(any(o is b[0] for o in others) for b in minus)
 
 
-def _scaled_branch(term: Term) -> tuple[str, str] | None:
-    if len(term.args) != 2 or term.data != 0:
-        return None
-    for p, x in (term.args, term.args[::-1]):
-        if p.op != "mul" or x.op in ("const", "param") or any(f.op in ("rsqrt", "recip") for f in p.args):
-            continue
-        scales = [f for f in p.args if _learned(f)]
-        branch = [f for f in p.args if not _learned(f)]
-        if len(scales) == 1 and len(branch) == 1 and not _normalised(branch[0]) and branch[0].op not in ("value", "cos", "sin"):
-            return "residual-scale", "tanh" if _core(scales[0]).op == "tanh" else "learned"
-    return None
+def _scaled_branch(p: Term, whole: Term) -> bool:
+    """x + scale * branch with a learned scale; a norm's weight or a rotary table is no scale."""
+    others = [a for a in whole.args if a is not p and a.op not in ("const", "param")]
+    scales = [f for f in p.args if _learned(f)]
+    branch = [f for f in p.args if not _learned(f)]
+    if not others or whole.data != 0 or len(scales) != 1 or len(branch) != 1:
+        return False
+    return not _normalised(branch[0]) and branch[0].op not in ("value", "cos", "sin", "rsqrt", "recip")
 
 
 def _learned(f: Term) -> bool:

@@ -98,7 +98,7 @@ FUNCTIONS: dict[str, Any] = {
 
 def _as_function(graph: fx.Graph, node: fx.Node, act: Activation) -> None:
     with graph.inserting_before(node):
-        kwargs = {"approximate": "tanh"} if act.name == "gelu_tanh" else {}
+        kwargs: dict[str, Any] = {"approximate": "tanh"} if act.name == "gelu_tanh" else {}
         new = graph.call_function(FUNCTIONS[act.name], (node.args[0],), kwargs)
     new.meta = dict(node.meta)
     node.replace_all_uses_with(new)

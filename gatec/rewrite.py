@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -10,12 +10,13 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from gatec.capture import Call, install, trace, unit_of
-from gatec.capture.tracer import hold
+from gatec.capture.tracer import hold, writes
 from gatec.capture.unit import Unit, uninstall
 from gatec.errors import GatecError, Refused
 from gatec.gate import Gate
 from gatec.match import Canon, Linear, Match, Near, Term
-from gatec.match.terms import join
+from gatec.match.canon import Place
+from gatec.match.terms import join, storage
 from gatec.program import Edit, Program
 from gatec.site import Site
 from gatec.tidy import dead, examples, inline
@@ -41,8 +42,18 @@ class Rewrite:
         return self.gate.name
 
     def __call__(self, module: nn.Module, graph: fx.Graph, call: Call, *, root: nn.Module | None = None, path: str = "",
-                 graph_of: Callable[[str], fx.Graph | None] | None = None, undo: Undo | None = None) -> Site:  # fmt: skip
+                 graph_of: Callable[[str], fx.Graph | None] | None = None, undo: Undo | None = None) -> Site | None:  # fmt: skip
+        """Rewrite `graph`. None for a replay on a call that does not come by these layers at all."""
         graph_of = graph_of or children_of(module, graph)
+        try:
+            return self._splice(module, graph, root, path, graph_of, undo)
+        except Refused:
+            if root is not None or self._passes_by(module, graph, graph_of):
+                raise
+            return None
+
+    def _splice(self, module: nn.Module, graph: fx.Graph, root: nn.Module | None, path: str,
+                graph_of: Callable[[str], fx.Graph | None], undo: Undo | None) -> Site:  # fmt: skip
         for child in self.inlined:
             inner = graph_of(child)
             if inner is None:
@@ -56,6 +67,13 @@ class Rewrite:
         dead(graph)
         graph.lint()
         return site
+
+    def _passes_by(self, module: nn.Module, graph: fx.Graph, graph_of: Any) -> bool:
+        """Whether the graph uses one of the layers, or calls what cannot be looked into and holds one of them."""
+        canon = Canon(graph_of, module.get_submodule)
+        canon.run("", graph)
+        used = {k.path for k in self.layers.values()} | {k.weight for k in self.layers.values()}
+        return any(canon.uses[u] for u in used) or any(u.startswith(f"{gap}.") for gap in canon.gaps for u in used)
 
     def born(self, site: Site) -> None:
         """First values of what was added."""
@@ -109,10 +127,15 @@ def put(gate: Gate, options: dict[str, Any], program: Program, undo: Undo, *, dr
     `structure` adds what the gate adds without giving birth to it: a checkpoint is about to be loaded.
     """
     chosen = gate.options(options)
-    canon, edits, twins = program.canon(), [], {}
+    canon = program.canon()
+    twins: dict[Any, Any] = {}
+    known = earlier(gate, program)
+    edits = [Edit(gate.name, name, "left", f"{gate.name} was put here already") for name in known.values() if not only or only(name)]
     for index, found in places(gate, canon):
         match = found.match if isinstance(found, Near) else found
-        name = site_name(match)
+        name = site_name(match.layers.values())
+        if list(match.layers.values())[-1].weight in known:
+            continue
         if only is not None and not only(name):
             continue
         if isinstance(found, Near):
@@ -148,15 +171,28 @@ def _layers(match: Match) -> tuple[Any, ...]:
     return tuple(sorted(((k, v) for k, v in match.layers.items()), key=lambda kv: kv[0] == "down"))
 
 
-def site_name(match: Match) -> str:
-    """The module path that holds all layers of the match, or where that is a plain row of layers, its last layer."""
-    paths = [layer.path.split(".") for layer in match.layers.values()]
+def earlier(gate: Gate, program: Program) -> dict[str, str]:
+    """Where earlier conversions put the gate: the last layer's weight of each place, and the site's name."""
+    found = {}
+    for path, module in program.model.named_modules():
+        unit = unit_of(module)
+        for rewrite in unit.rewrites if unit else ():
+            if rewrite.name == gate.name and isinstance(rewrite, Rewrite):
+                layers = [replace(k, path=join(path, k.path), weight=join(path, k.weight)) for k in rewrite.layers.values()]
+                found[layers[-1].weight] = site_name(layers)
+    return found
+
+
+def site_name(layers: Iterable[Linear]) -> str:
+    """The module path that holds all these layers, or where that is a plain row of layers, its last layer."""
+    layers = list(layers)
+    paths = [layer.path.split(".") for layer in layers]
     shared = []
     for step in zip(*paths, strict=False):
         if len(set(step)) > 1:
             break
         shared.append(step[0])
-    last = list(match.layers.values())[-1].path
+    last = layers[-1].path
     return last if last.rpartition(".")[2].isdigit() else ".".join(shared)
 
 
@@ -167,9 +203,11 @@ def describe(term: Term) -> str:
 
 
 def _put_one(gate: Gate, options: dict[str, Any], program: Program, canon: Canon, index: int, match: Match,
-             undo: Undo, dry: bool, twins: dict[str, Any], structure: bool) -> Edit:  # fmt: skip
-    name, steps = site_name(match), []
+             undo: Undo, dry: bool, twins: dict[Any, Any], structure: bool) -> Edit:  # fmt: skip
+    name = site_name(match.layers.values())
+    steps: Undo = []
     try:
+        once(canon, match)
         unread(canon, match)
         path, inlined = unit_path(program, canon, match)
         module = program.module(path)
@@ -208,9 +246,6 @@ def _relative(layer: Linear, path: str) -> Linear:
 
 def unit_path(program: Program, canon: Canon, match: Match) -> tuple[str, tuple[str, ...]]:
     """The deepest module whose graph holds the replaced value and what fills the tensor holes, and the children to inline."""
-    stale = [t for t in match.values.values() if t in canon.stale]
-    if stale or match.cut in canon.stale:
-        raise Refused("a value of it is written in place afterwards")
     needed = [match.cut, *match.values.values()]
     layers = [layer.path for layer in match.layers.values()]
     ends = sorted({p for p, _ in canon.carriers[match.cut]}, key=lambda p: -p.count("."))
@@ -265,7 +300,7 @@ def installed(program: Program, path: str, module: nn.Module, rewrite: Any, step
 
 
 @contextmanager
-def _twin(unit: Unit, twins: dict[str, Any], kind: type, source: str) -> Iterator[None]:
+def _twin(unit: Unit, twins: dict[Any, Any], kind: type, source: str) -> Iterator[None]:
     """Units with the same class and the same rewritten source share the graphs captured for measuring in float64."""
     own = dict(unit.graphs)
     unit.graphs.update(twins.setdefault((kind, source), {}))
@@ -289,7 +324,8 @@ def _unit(module: nn.Module, steps: Undo) -> Unit:
 
 
 def copied(graph: fx.Graph) -> fx.Graph:
-    new, env = fx.Graph(), {}
+    new = fx.Graph()
+    env: dict[fx.Node, fx.Node] = {}
     output = new.graph_copy(graph, env)
     new.output(output)
     return new
@@ -315,6 +351,10 @@ def splice(site: Site, canon: Canon, gate: Gate, options: dict[str, Any]) -> Non
     last = max([cut, *values.values()], key=lambda n: order[n])
     while last.op == "placeholder" and last.next.op == "placeholder":
         last = last.next
+    for name, value in values.items():
+        unwritten(name, value, last, order)
+    if writes(cut) and any(order[u] > order[cut] for n in cut.all_input_nodes[:1] for u in n.users):
+        raise Refused(f"its hidden layer is written in place ({cut.name}) and read under another name")
     before = set(graph.nodes)
     with graph.inserting_after(last):
         anchor = graph.call_function(hold, (0, 0, ""))  # a fixed point to write in front of
@@ -342,28 +382,43 @@ def _carrier(canon: Canon, term: Term, order: dict[fx.Node, int], leading: tuple
     return next((n for n in nodes if leading is not None and _leading(n) == leading), nodes[0])
 
 
+def unwritten(name: str, value: fx.Node, last: fx.Node, order: dict[fx.Node, int]) -> None:
+    """Refuse where a value that the gate reads after `last` has been written in place by then."""
+    memory = storage(value)
+    for node in list(order)[order[value] + 1: order[last] + 1]:
+        if writes(node) and memory is not None and memory in map(storage, node.all_input_nodes[:1]):
+            raise Refused(f"{name} is written in place ({node.name}) before the gate could read it")
+
+
 def _leading(node: fx.Node) -> tuple[int, ...] | None:
     value = node.meta.get("val")
     return tuple(value.shape[:-1]) if isinstance(value, Tensor) else None
 
 
+def once(canon: Canon, match: Match) -> None:
+    """Refuse layers that serve several places: what changes them for one would change the others unseen."""
+    for layer in match.layers.values():
+        times = max(canon.uses[layer.path], canon.uses[layer.weight])
+        if times > 1:
+            raise Refused(f"{layer.path} is called {times} times in one forward")
+
+
 def unread(canon: Canon, match: Match) -> None:
     """Refuse where a value that changes its meaning, or goes away, is also read from outside of the match."""
-    allowed = {id(t) for t in match.inside} | {id(match.cut)}
-    holds = canon.terms
+    inside = {place for t in (*match.inside, match.cut) for place in canon.carriers.get(t, ())}
     gone = [match.cut] if match.cut is not match.root else [t for t in match.inside if t is not match.root]
     for term in gone:
         for path, node in canon.carriers.get(term, ()):
             for user in node.users:
-                if _reads(canon, path, user) and not _stays(path, user, holds, allowed):
+                if _reads(canon, path, user) and not _stays(path, user, inside):
                     raise Refused(f"the hidden layer is also read by {_called(user)}")
 
 
-def _stays(path: str, node: fx.Node, holds: dict[Any, Term], allowed: set[int]) -> bool:
+def _stays(path: str, node: fx.Node, inside: set[Place]) -> bool:
     """Whether what `node` computes only flows into the match, as the parts of a written-out activation do."""
-    if id(holds.get((path, node))) in allowed:
+    if (path, node) in inside:
         return True
-    return node.op != "output" and bool(node.users) and all(_stays(path, u, holds, allowed) for u in node.users)
+    return node.op != "output" and bool(node.users) and all(_stays(path, u, inside) for u in node.users)
 
 
 def _reads(canon: Canon, path: str, user: fx.Node) -> bool:

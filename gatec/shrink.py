@@ -14,7 +14,7 @@ from gatec.capture.unit import Unit, uninstall
 from gatec.errors import GatecError, Refused
 from gatec.match import Linear, Match, Term
 from gatec.match.terms import join
-from gatec.rewrite import Rewrite
+from gatec.rewrite import Rewrite, site_name
 from gatec.site import Site
 
 NOWHERE = Term("nowhere")
@@ -31,10 +31,15 @@ def site_of(model: nn.Module, path: str, rewrite: Rewrite, names: dict[int, list
     return Site(model, path, model.get_submodule(path), match, added=rewrite.added, names=names)
 
 
-def shrink(model: nn.Module, shapes: dict[str, tuple[int, ...]], paths: Iterable[str]) -> None:
-    """Give the units at `paths` the sizes of a saved compacted model; their values come from the checkpoint afterwards."""
-    for path, unit, rewrite in closing(model):
-        if path not in paths:
+def shrink(model: nn.Module, shapes: dict[str, tuple[int, ...]], sites: Iterable[str]) -> None:
+    """Give the units at `sites` the sizes of a saved compacted model; their values come from the checkpoint afterwards."""
+    gated = closing(model)
+    missing = set(sites) - {named(p, r) for p, _, r in gated}
+    if missing:
+        raise GatecError(f"the pruning gates of {type(model).__name__} that were compacted", found=f"none at {sorted(missing)[0]}",
+                         hint="load into a fresh model of the same configuration")  # fmt: skip
+    for path, unit, rewrite in gated:
+        if named(path, rewrite) not in sites:
             continue
         site = site_of(model, path, rewrite, {})
         down = rewrite.layers["down"]
@@ -48,11 +53,22 @@ def shrink(model: nn.Module, shapes: dict[str, tuple[int, ...]], paths: Iterable
 def alone(site: Site, unit: Unit, rewrite: Rewrite) -> None:
     """Refuse where another rewrite or another owner of the weights stands in the way."""
     later = unit.rewrites[unit.rewrites.index(rewrite) + 1:]
-    blocking = [r.name for r in later if not r.only_fuses] + [r.name for r in unit.rewrites if r.name == "moe"]
+    same = [r for r in unit.rewrites if not r.only_fuses and r is not rewrite and _hidden(r) & _hidden(rewrite)]
+    blocking = [r.name for r in same if r in later or r.name == "moe"]
     if blocking:
         raise Refused(f"{blocking[0]} was put on the same hidden layer, which compact cannot shrink with it")
     for name in site.match.layers:
         site.movable(name)
+
+
+def _hidden(rewrite: Rewrite) -> set[str]:
+    """The weights that make the hidden layer of a rewrite."""
+    return {spec.weight for name, spec in rewrite.layers.items() if name != "down"}
+
+
+def named(path: str, rewrite: Rewrite) -> str:
+    """The site of a rewrite of the unit at `path`, as reports call it."""
+    return site_name(replace(k, path=join(path, k.path)) for k in rewrite.layers.values())
 
 
 def remove(site: Site, unit: Unit, rewrite: Rewrite, closed: Tensor, steps: list[Callable[[], Any]]) -> None:
@@ -104,7 +120,10 @@ def _forget(site: Site, unit: Unit, rewrite: Rewrite, rows: dict[str, set[int]],
         steps.append(lambda owner=owner, name=name, value=value: setattr(owner, name, value))  # type: ignore[misc]
         delattr(owner, name)
         unit.added.pop(name, None)
-    unit.rewrites = [r if r.only_fuses else replace(r, layers=_moved(r.layers, rows)) for r in old if r is not rewrite]
+    unit.rewrites = [r for r in old if r is not rewrite]
+    for other in (r for r in unit.rewrites if not r.only_fuses):
+        steps.append(lambda r=other, layers=other.layers: setattr(r, "layers", layers))  # type: ignore[misc]
+        other.layers = _moved(other.layers, rows)
     unit.graphs = {}
     if not unit.rewrites:
         uninstall(site.module)

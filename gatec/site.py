@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, fx, nn
 
-from gatec.capture import unit_of
+from gatec.capture import unit_of, untouched
 from gatec.errors import Refused
+from gatec.inputs import example_inputs
 from gatec.match import Linear, Match
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -38,20 +39,21 @@ class Layer:
 
     @property
     def weight(self) -> Tensor:
-        return _rows(_fetch(self.unit, self.spec.weight), self.spec)
+        rows: Tensor = _rows(_fetch(self.unit, self.spec.weight), self.spec)
+        return rows
 
     @property
     def bias(self) -> Tensor | None:
         return None if self.spec.bias is None else _fetch(self.unit, self.spec.bias)[slice(*_stop(self.spec))]
 
-    def weight_node(self) -> fx.Proxy:
+    def weight_node(self) -> Any:
         """The [out, in] weight inside the graph that is being written."""
         return _rows(self._proxy(self.spec.weight), self.spec)
 
-    def bias_node(self) -> fx.Proxy | None:
+    def bias_node(self) -> Any:
         return None if self.spec.bias is None else self._proxy(self.spec.bias)[slice(*_stop(self.spec))]
 
-    def _proxy(self, path: str) -> fx.Proxy:
+    def _proxy(self, path: str) -> Any:
         assert self.tracer is not None, "outside of `after` a layer has no graph"
         return _value(self.tracer, path, _fetch(self.unit, path))
 
@@ -134,6 +136,22 @@ class Site:
         setattr(owner, free, value)
         self.undo.append(lambda: delattr(owner, free))
         return f"{owner_path}.{free}" if owner_path else free
+
+    def inputs(self, layer: Layer, data: Iterable[Any]) -> list[Tensor]:
+        """What flows into `layer` while the whole model runs over `data`: batches as `convert` takes inputs."""
+        seen: list[Tensor] = []
+        owner = self.module.get_submodule(layer.path)
+        hook = owner.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
+        try:
+            with torch.no_grad(), untouched(self.root):
+                for batch in [data] if isinstance(data, (Tensor, dict)) else data:
+                    args, kwargs = example_inputs(self.root, batch)
+                    self.root(*args, **kwargs)
+        finally:
+            hook.remove()
+        if not seen:
+            self.refuse(f"{layer.path} was not called as a module while the calibration data ran")
+        return seen
 
     # -- what a pass may want to know before it touches weights ---------------------------------------------------
 

@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map
 
 from gatec.capture.structure import PLAIN
-from gatec.capture.tracer import hold, writes
+from gatec.capture.tracer import hold, pretending, writes
 from gatec.errors import Refused
 from gatec.match.terms import join
 
@@ -37,7 +37,7 @@ def examples(module: nn.Module, graph: fx.Graph) -> None:
             node.meta["val"] = operator.attrgetter(str(node.target))(module)
             continue
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: tree_map(lambda v: _blank(v, mode), n.meta["val"]))
-        with mode, torch.no_grad():
+        with pretending(mode):
             if node.op == "call_module":
                 value = module.get_submodule(str(node.target))(*args, **kwargs)
             elif node.op == "call_method":

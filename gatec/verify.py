@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from gatec.capture import Call, untouched
 from gatec.capture.structure import flatten
 from gatec.errors import GatecError
-from gatec.program import Program, doubled
+from gatec.program import Program, cloned, doubled
 
 FITS = 2**31  # bytes of one module in float64; above it drift is measured in the module's own dtype
 
@@ -105,5 +105,6 @@ def finite(module: nn.Module, where: str) -> None:
 
 def forward(model: nn.Module, program: Program) -> Any:
     """The model's output on the program's inputs, with nothing else moved."""
+    args, kwargs = cloned((program.args, program.kwargs))
     with torch.no_grad(), untouched(model):
-        return model(*program.args, **program.kwargs)
+        return model(*args, **kwargs)

@@ -18,10 +18,8 @@ from gatec import Case, Coactivation, Gate, GatecError, balanced_clusters, group
 
 def check(site, up, down, gate=None, *, experts: int = 8, top_k: int = 2) -> None:
     width = up.out_features
-    if experts < 1 or not 1 <= top_k <= experts:
+    if not isinstance(experts, int) or not isinstance(top_k, int) or not 1 <= top_k <= experts:
         raise GatecError("1 <= top_k <= experts", found=f"experts={experts}, top_k={top_k}", hint="moe(experts=8,top_k=2)")
-    if "moe" in site.already():
-        site.refuse("it is a mixture of experts already")
     if width % experts:
         fits = ", ".join(str(e) for e in range(2, min(width, 64) + 1) if width % e == 0)
         site.refuse(f"{experts} experts do not divide its {width} hidden units; these do: {fits}")
@@ -87,7 +85,7 @@ def birth(site, up, act, down, gate=None, *, experts: int = 8, seed: int = 0, ca
 def activations(site, up, act, gate, calibration) -> Tensor:
     """Co-activation features from the inputs that calibration data brings to this MLP."""
     seen = Coactivation(up.out_features)
-    for x in site.inputs("x", calibration):
+    for x in site.inputs(gate or up, calibration):
         hidden = act(F.linear(x, (gate or up).weight, (gate or up).bias))
         seen.add((hidden * F.linear(x, up.weight, up.bias) if gate else hidden).flatten(0, -2))
     return seen.features()

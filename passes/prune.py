@@ -14,16 +14,10 @@ from torch import Tensor, nn
 from gatec import Case, Gate, equation, places
 
 
-
 @equation
 def prune(hidden: Tensor, weight: Tensor) -> Tensor:
     # forward exactly 0 or 1, gradient of the identity: w - w.detach() is 0 with gradient 1
     return hidden * ((weight >= 0.5).to(weight.dtype) + (weight - weight.detach()))
-
-
-def check(site, up) -> None:
-    if "prune" in site.already():
-        site.refuse("it has a pruning gate already")
 
 
 def after(site, here, up):
@@ -51,7 +45,7 @@ def mlp() -> nn.Sequential:
 
 X = (torch.linspace(-2, 2, 32).reshape(4, 8),)
 GATE = Gate(
-    before=(places.dense_hidden, places.gated_hidden), after=after, check=check, equation=prune, closes=closes,
+    before=(places.dense_hidden, places.gated_hidden), after=after, equation=prune, closes=closes,
     cases=(
         Case("dense", mlp, X),
         Case("gated", GatedMLP, X),

@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = [row.split() for row in [
-    "errors settings vision",
+    "errors settings vision inputs",
     "decompose",
     "equation kernel derive aot grouped",
     "capture",
@@ -17,14 +17,16 @@ ROWS = [row.split() for row in [
     "gate site partition places",
     "verify tidy recognise",
     "rewrite",
-    "kernels",
-    "lower dispatch catalog onnx inputs report",
+    "kernels regions dispatch",
+    "catalog onnx report history shrink",
+    "lower",
     "pipeline",
+    "census compaction fusing",
     "gatec",
     "passes",
-    "bench screen tiny",
+    "screen tiny",
     "zoo",
-    "demo",
+    "bench demo",
     "cli",
 ]]  # fmt: skip
 HEIGHT = {room: height for height, row in enumerate(ROWS) for room in row}

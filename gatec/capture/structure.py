@@ -59,6 +59,6 @@ def rebuild(value: Any, leaves: Iterator[Any]) -> Any:
         items = [rebuild(v, leaves) for v in value]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     if isinstance(value, dict):
-        items = {k: rebuild(v, leaves) for k, v in value.items()}
-        return items if type(value) is dict else type(value)(**items)
+        named = {k: rebuild(v, leaves) for k, v in value.items()}
+        return named if type(value) is dict else type(value)(**named)
     return value if isinstance(value, PLAIN) else next(leaves)

@@ -6,7 +6,9 @@ what depends on data. Child modules stay calls: a graph speaks only of its own m
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import logging
 import operator
 import sys
 import types
@@ -71,7 +73,7 @@ class Value(fx.Proxy):
             found = getattr(example, name)
         return _Method(self, name) if callable(found) else self.tracer.call(getattr, self, name)
 
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Any]:
         if isinstance(self.example, Tensor):
             return iter([self[i] for i in range(len(self))])
         if isinstance(self.example, dict):
@@ -115,6 +117,9 @@ class Value(fx.Proxy):
     def __invert__(self) -> Any:
         return self.tracer.call(operator.invert, self)
 
+    def __getitem__(self, index: Any) -> Any:
+        return self.tracer.call(operator.getitem, self, index)
+
     def __deepcopy__(self, memo: Any) -> Value:
         return self
 
@@ -157,6 +162,18 @@ class _Method:
         return self.owner.tracer.create_proxy("call_method", self.name, (self.owner, *args), kwargs)
 
 
+@contextmanager
+def pretending(mode: FakeTensorMode) -> Iterator[None]:
+    """Compute on tensors without data; autocast may not keep their casts, it would hand them to real calls."""
+    cached = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        with mode, torch.no_grad():
+            yield
+    finally:
+        torch.set_autocast_cache_enabled(cached)
+
+
 class Apply:
     """A torch.autograd.Function as a graph leaf, so that its own backward survives."""
 
@@ -173,7 +190,7 @@ class Tracer(fx.Tracer):
     record_stack_traces = False
 
     def __init__(self, calls: Callable[[str, Call], Call | None] | None, mode: FakeTensorMode) -> None:
-        super().__init__(autowrap_modules=())
+        super().__init__()
         self.known, self.mode = calls, mode
         self.decided: dict[fx.Node, Any] = {}
         self.asks_compiling = False
@@ -190,7 +207,7 @@ class Tracer(fx.Tracer):
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, name: str | None = None,
                      type_expr: Any = None, proxy_factory_fn: Any = None) -> Any:  # fmt: skip
-        value = super().create_proxy(kind, target, args, kwargs, name, type_expr, proxy_factory_fn)
+        value: Any = super().create_proxy(kind, target, args, kwargs, name, type_expr, proxy_factory_fn)
         if kind not in ("placeholder", "output"):
             value.example = self.evaluate(kind, target, args, kwargs)
             if value.example is None or isinstance(value.example, (str, torch.dtype, torch.device)):
@@ -226,7 +243,7 @@ class Tracer(fx.Tracer):
         if isinstance(t, FakeTensor):  # an example from another trace
             with self.mode:
                 return torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device)
-        return self.mode.from_tensor(t)
+        return self.mode.from_tensor(t if t.is_leaf else t.detach().requires_grad_(t.requires_grad))
 
     def attribute(self, path: str) -> Any:
         """The parameter, buffer or attribute itself, not a proxy of it."""
@@ -248,11 +265,15 @@ class Tracer(fx.Tracer):
     def quiet(self) -> Iterator[None]:
         """Work on examples, with the traps for the user's forward out of the way."""
         was, self.busy = self.busy, True
+        log = logging.getLogger("torch._subclasses.fake_tensor")
+        level = log.level
+        log.setLevel(logging.CRITICAL)  # what it would report becomes a refusal in words
         try:
-            with self.mode, torch.no_grad():
+            with pretending(self.mode):
                 yield
         finally:
             self.busy = was
+            log.setLevel(level)
 
     def decide(self, value: Value) -> Any:
         """The example's answer to a question that Python asks; the graph holds it from now on."""
@@ -299,7 +320,7 @@ class Tracer(fx.Tracer):
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         def placeholder(example: Any) -> Any:
             kind = Value if isinstance(example, Tensor) else _opaque(type(example))
-            value = super(Tracer, self).create_proxy(
+            value: Any = super(Tracer, self).create_proxy(
                 "placeholder", f"x{len(self.graph.nodes)}", (), {}, proxy_factory_fn=lambda n: kind(n, self)
             )
             value.example = value.node.meta["val"] = self.fake(example)
@@ -344,9 +365,11 @@ def trace(module: nn.Module, forward: Callable[..., Any], call: Call,
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     tracer = Tracer(known, mode)
     try:
-        graph = tracer.run(module, forward, call)
+        with _assigning_nothing(module):
+            graph = tracer.run(module, forward, call)
     except Refused as e:
-        raise Refused(f"{e} ({where(e.__traceback__)})") from None
+        line = where(e.__traceback__)
+        raise Refused(f"{e} ({line})" if line else str(e)) from None
     except (TypeError, ValueError, RuntimeError, NotImplementedError, AttributeError, KeyError, IndexError) as e:
         line = next(iter(str(e).splitlines()), "")
         raise Refused(f"the tracer met {type(e).__name__}: {line[:200]}") from e
@@ -355,6 +378,38 @@ def trace(module: nn.Module, forward: Callable[..., Any], call: Call,
             node.meta["val"] = tracer.fake(operator.attrgetter(str(node.target))(module))
     _hoist(graph)
     return Trace(graph, tracer.asks_compiling, frozenset(tracer.reads))
+
+
+@contextmanager
+def _assigning_nothing(root: nn.Module) -> Iterator[None]:
+    """Put back what the forward assigns to its module; refuse it unless it is a buffer that was written in place."""
+    modules = [("", root), *root.named_children()]
+    before = [(p, m, dict(vars(m)), dict(m._buffers)) for p, m in modules]
+    assigned = ""
+    try:
+        yield
+        for path, module, plain, buffers in before:
+            changed = [n for n, v in vars(module).items() if n not in plain or v is not plain[n]]
+            changed += [n for n, v in module._buffers.items() if not _same_memory(v, f"{path}.{n}" if path else n, buffers.get(n))]
+            assigned = assigned or next((f"{path}.{n}" if path else n for n in changed), "")
+    finally:
+        for _, module, plain, buffers in before:
+            vars(module).clear()
+            vars(module).update(plain)
+            module._buffers.clear()
+            module._buffers.update(buffers)
+    if assigned:
+        raise Refused(f"its forward assigns self.{assigned}")
+
+
+def _same_memory(now: Any, path: str, before: Any) -> bool:
+    """Whether a buffer is still itself: untouched, or what an in-place operation on it gave back."""
+    if not isinstance(now, Value):
+        return now is before
+    node = now.node
+    while node.op != "get_attr" and writes(node) and node.all_input_nodes:
+        node = node.all_input_nodes[0]
+    return node.op == "get_attr" and node.target == path
 
 
 def where(trail: types.TracebackType | None = None) -> str:
@@ -370,10 +425,13 @@ def where(trail: types.TracebackType | None = None) -> str:
 
 def _line(frame: types.FrameType, number: int) -> str:
     file = frame.f_code.co_filename
-    return "" if file.startswith(OURS) else f"{file}:{number}"
+    if file.startswith(OURS):
+        return ""
+    return f"{file.rpartition('site-packages/')[2]}:{number}"
 
 
-OURS = (str(Path(__file__).parents[1]) + "/", str(Path(torch.__file__).parent) + "/", str(Path(mock.__file__).parent) + "/", "<")
+OURS = (str(Path(__file__).parents[1]) + "/", str(Path(torch.__file__).parent) + "/", str(Path(mock.__file__).parent) + "/",
+        contextlib.__file__, "<")
 
 
 def _example(value: Any) -> Any:

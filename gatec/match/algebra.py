@@ -1,104 +1,373 @@
-"""How terms are built so that equal computations become equal terms: flattening, folding, packed projections."""
+"""How terms are built so that equal computations become equal terms: sums, products, and activations written out.
+
+"mul": args are the factors, data the number in front. "add": args are the summands, data the number beside them. Like
+terms are combined; a number common to a sum stands in front of it; p b + (1 - p) a is written so, however it was spelled.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
-from gatec.match.terms import Linear, Table, Term
+from gatec.match.terms import Table, Term, clean
+from gatec.match.written import (
+    Key,
+    Poly,
+    close,
+    complement,
+    content,
+    cubic,
+    found_in,
+    gate,
+    key,
+    mixed,
+    negative,
+    number,
+    plus,
+    poly,
+    ratio,
+    scaled,
+    snapped,
+    without,
+)
 
 Shape = tuple[int, ...] | None
 Operand = Term | int | float
 
-# -- products and sums ----------------------------------------------------------------------------------------------
-# "mul": args are the factors, data the number in front; "add": args are the summands, data the number beside them
+SELU_SCALE, SELU_ALPHA = 1.0507009873554805, 1.6732632423543772
+
+# -- products -------------------------------------------------------------------------------------------------------
 
 
 def mul(table: Table, a: Operand, b: Operand, shape: Shape = None, alpha: float = 1) -> Term:
-    number, factors = 1.0, []
-    for x in (a, b):
-        if isinstance(x, Term) and x.op == "mul":
-            number, factors = number * x.data, factors + list(x.args)
-        elif isinstance(x, Term) and x.op == "const" and isinstance(x.data, (int, float)):
-            number = number * x.data
-        elif isinstance(x, Term):
-            factors.append(x)
+    factors = [x for x in (a, b) if isinstance(x, Term)]
+    n = math.prod(x for x in (a, b) if not isinstance(x, Term))
+    return product(table, n, factors, shape or _broadcast(factors))
+
+
+def product(table: Table, n: float, terms: list[Term], shape: Shape = None) -> Term:
+    n, factors = _folded(table, *_flat(n, terms))
+    if n == 0 or not factors:
+        return table.const(clean(n))
+    if len(factors) == 1:
+        return total(table, scaled(poly(factors[0]), n), shape) if factors[0].op == "add" else _monomial(table, n, factors, shape)
+    return _monomial(table, *_signed(table, n, factors), shape)
+
+
+def _flat(n: float, terms: list[Term]) -> tuple[float, list[Term]]:
+    factors: list[Term] = []
+    for t in terms:
+        value = number(t)
+        if value is not None:
+            n *= value
+        elif t.op == "mul":
+            n, factors = n * t.data, [*factors, *t.args]
         else:
-            number = number * x
-    return product(table, number, factors, shape or _broadcast(factors))
+            factors.append(t)
+    return clean(n), factors
 
 
-def product(table: Table, number: float, factors: list[Term], shape: Shape = None) -> Term:
-    number, factors = _fold(table, number, factors)
-    if not factors:
-        return table.const(number)
-    if len(factors) == 1 and number == 1:
+def _monomial(table: Table, n: float, factors: list[Term] | Key, shape: Shape = None) -> Term:
+    if len(factors) == 1 and n == 1:
         return factors[0]
-    return table.make("mul", *_sorted(factors), data=_clean(number), shape=shape)
+    return table.make("mul", *key(factors), data=clean(n), shape=shape or _broadcast(list(factors)))
 
 
-def add(table: Table, a: Operand, b: Operand, shape: Shape = None, alpha: float = 1) -> Term:
-    number, terms = 0.0, []
-    for x in (a, mul(table, b, alpha) if alpha != 1 else b):
-        if isinstance(x, Term) and x.op == "add":
-            number, terms = number + x.data, terms + list(x.args)
-        elif isinstance(x, Term) and x.op == "const" and isinstance(x.data, (int, float)):
-            number = number + x.data
-        elif isinstance(x, Term):
-            terms.append(x)
-        else:
-            number = number + x
-    return total(table, number, terms, shape or _broadcast(terms))
-
-
-def total(table: Table, number: float, terms: list[Term], shape: Shape = None) -> Term:
-    if len(terms) == 1 and number == 0:
-        return terms[0]
-    biased = _biased(table, terms) if number == 0 else None
-    if biased is not None:
-        return biased
-    known = _known_sum(table, number, terms)
-    return known or table.make("add", *_sorted(terms), data=_clean(number), shape=shape)
-
-
-def sub(table: Table, a: Operand, b: Operand, shape: Shape = None, alpha: float = 1) -> Term:
-    return add(table, a, mul(table, b, -alpha, shape), shape)
+def _signed(table: Table, n: float, factors: list[Term]) -> tuple[float, list[Term]]:
+    """P - 1 among factors becomes 1 - P; a minus before one difference is its operands exchanged."""
+    for i, f in enumerate(factors):
+        if f.op == "add" and f.data == -1 and len(f.args) == 1 and mixed(f):
+            n, factors = -n, [*factors[:i], total(table, scaled(poly(f), -1), f.shape), *factors[i + 1:]]
+    turned = [i for i, f in enumerate(factors) if mixed(f) and complement(f) is None]
+    if n < 0 and len(turned) == 1:
+        i = turned[0]
+        n, factors = -n, [*factors[:i], total(table, scaled(poly(factors[i]), -1), factors[i].shape), *factors[i + 1:]]
+    return n, factors
 
 
 def div(table: Table, a: Operand, b: Operand, shape: Shape = None, alpha: float = 1) -> Term:
-    if not isinstance(b, Term):
-        return mul(table, a, 1 / b if b else math.inf, shape)
+    value = number(b)
+    if value is not None:
+        return mul(table, a, 1 / value if value else math.inf, shape)
+    assert isinstance(b, Term)
     return mul(table, a, recip(table, b, shape), shape)
 
 
 def recip(table: Table, x: Term, shape: Shape = None) -> Term:
+    value = number(x)
+    if value is not None:
+        return table.const(1 / value if value else math.inf)
+    if x.op == "mul":
+        return product(table, 1 / x.data, [recip(table, f) for f in x.args], shape or x.shape)
     if x.op == "add" and x.data == 1 and len(x.args) == 1 and x.args[0].op == "exp":  # 1 / (1 + exp(-z))
         return unary(table, "sigmoid", mul(table, x.args[0].args[0], -1))
-    if x.op == "sqrt":
-        return unary(table, "rsqrt", x.args[0])
-    return table.make("recip", x, shape=shape or x.shape)
+    if x.op in ("sqrt", "rsqrt"):
+        return unary(table, {"sqrt": "rsqrt", "rsqrt": "sqrt"}[x.op], x.args[0])
+    if x.op == "exp":
+        return unary(table, "exp", mul(table, x.args[0], -1))
+    return x.args[0] if x.op == "recip" else table.make("recip", x, shape=shape or x.shape)
 
 
 def power(table: Table, x: Operand, n: Operand, shape: Shape = None, alpha: float = 1) -> Term | None:
-    if isinstance(x, Term) and isinstance(n, (int, float)):
-        if n in (2, 3):
-            return mul(table, x, mul(table, x, x if n == 3 else 1, shape), shape) if n == 3 else mul(table, x, x, shape)
-        if n in (0.5, -0.5, -1):
-            return {0.5: unary(table, "sqrt", x), -0.5: unary(table, "rsqrt", x), -1: recip(table, x)}[n]
+    exponent = number(n)
+    if not isinstance(x, Term) or exponent is None:
+        return None
+    if exponent == int(exponent) and 0 < abs(exponent) <= 4:
+        base = x if exponent > 0 else recip(table, x)
+        return product(table, 1.0, [base] * int(abs(exponent)), shape)
+    if exponent in (0.5, -0.5):
+        return unary(table, "sqrt" if exponent > 0 else "rsqrt", x)
+    return table.make("pow", x, data=exponent, shape=shape or x.shape)
+
+
+# -- sums -----------------------------------------------------------------------------------------------------------
+
+
+def add(table: Table, a: Operand, b: Operand, shape: Shape = None, alpha: float = 1) -> Term:
+    terms = [x for x in (a, b) if isinstance(x, Term)]
+    first, second = (poly(x) if isinstance(x, Term) else {(): float(x)} for x in (a, b))
+    return total(table, plus(first, scaled(second, alpha)), shape or _broadcast(terms))
+
+
+def sub(table: Table, a: Operand, b: Operand, shape: Shape = None, alpha: float = 1) -> Term:
+    return add(table, a, b, shape, -alpha)
+
+
+def total(table: Table, p: Poly, shape: Shape = None) -> Term:
+    p = _biased(table, _mixed_by(table, {k: clean(v) for k, v in p.items() if v}))
+    n, products = p.get((), 0.0), [(k, v) for k, v in p.items() if k]
+    if not products:
+        return table.const(n)
+    known = _known_sum(table, n, products)
+    if known is not None:
+        return known
+    if n == 0 and len(products) == 1:
+        return _monomial(table, products[0][1], products[0][0], shape)
+    front = content(p)
+    args = key(_monomial(table, v / front, k) for k, v in products)
+    whole = table.make("add", *args, data=clean(n / front), shape=shape or _broadcast(list(args)))
+    return whole if clean(front) == 1 else table.make("mul", whole, data=clean(front), shape=whole.shape)
+
+
+def _mixed_by(table: Table, p: Poly) -> Poly:
+    """Every spelling of a mix, p a + (1 - p) b, in this one."""
+    for find in (_halved, _drawn, _paired):
+        while (found := find(table, p)) is not None:
+            p = found
+    return _grouped(table, p)
+
+
+def _halved(table: Table, p: Poly) -> Poly | None:
+    """torch's own decomposition of lerp from both ends: where(t, b, a) + (w - t) (b - a) is a + w (b - a)."""
+    for k in (k for k in p if len(k) == 1 and k[0].op == "where"):
+        test, b, a = k[0].args
+        for other in (other for other in p if other != k):
+            for f in (f for f in other if poly(f).get((test,)) == -1):
+                difference = product(table, p[other] / p[k], without(other, [f]) or [])
+                if difference is sub(table, b, a):
+                    weight = total(table, {i: v for i, v in poly(f).items() if i != (test,)}, f.shape)
+                    mixed_up = add(table, a, mul(table, weight, difference))
+                    return plus({i: v for i, v in p.items() if i not in (k, other)}, scaled(poly(mixed_up), p[k]))
     return None
 
 
-def unary(table: Table, name: str, x: Term, data: Any = None) -> Term:
-    if name == "exp" and x.op == "log":
-        return x.args[0]
-    return table.make(name, x, data=data, shape=x.shape)
+def _drawn(table: Table, p: Poly) -> Poly | None:
+    """b + g (a - b) is g a + (1 - g) b."""
+    for k, c in p.items():
+        for f in {f for f in k if f.op == "add" and len(k) > 1}:
+            rest = without(k, [f])
+            assert rest is not None
+            for inner, ci in poly(f).items():
+                if not inner and close(p.get(key(rest), 0.0), -c * ci):  # x + x (f - 1)
+                    others = {i: v for i, v in p.items() if i not in (k, key(rest))}
+                    left = total(table, {i: v for i, v in poly(f).items() if i}, f.shape)
+                    return plus(others, poly(product(table, c, [*rest, left])))
+                if inner and inner in p and close(p[inner], -c * ci):
+                    left = total(table, {i: v for i, v in poly(f).items() if i != inner}, f.shape)
+                    one_less = sub(table, 1, product(table, 1.0, rest))
+                    return plus({i: v for i, v in p.items() if i not in (k, inner)},
+                                poly(product(table, c, [*rest, left])), poly(product(table, p[inner], [*inner, one_less])))  # fmt: skip
+    return None
+
+
+def _paired(table: Table, p: Poly) -> Poly | None:
+    """b - g b is (1 - g) b."""
+    for k, c in p.items():
+        for more, d in p.items() if k else ():
+            rest = without(more, k) if len(more) > len(k) and close(d, -c) else None
+            if rest:
+                one_less = sub(table, 1, product(table, 1.0, rest))
+                others = {i: v for i, v in p.items() if i not in (k, more)}
+                return plus(others, poly(product(table, c, [*k, one_less])))
+    return None
+
+
+def _grouped(table: Table, p: Poly) -> Poly:
+    """Where 1 - g stands in a sum, everything times it is one summand, and everything times g another."""
+    for one_less in {f for k in p for f in k if complement(f) is not None}:
+        for shared in ((one_less,), complement(one_less) or ()):
+            group = {k: left for k in p if (left := without(k, shared)) is not None}
+            if len(group) > 1:
+                inner = total(table, plus(*({key(left): p[k]} for k, left in group.items())))
+                p = plus({k: v for k, v in p.items() if k not in group}, poly(product(table, 1.0, [*shared, inner])))
+    return p
+
+
+def _biased(table: Table, p: Poly) -> Poly:
+    """x W^T + b with a parameter b is one linear layer."""
+    layers = [k for k, v in p.items() if len(k) == 1 and v == 1 and k[0].op == "linear" and k[0].data.bias is None]
+    for k in layers if len(layers) == 1 else ():
+        layer = k[0]
+        biases = [b for b, v in p.items() if len(b) == 1 and v == 1 and b[0].op == "param" and b[0].shape == (layer.data.width,)]
+        if len(biases) == 1 and not layer.data.packed:
+            whole = table.make("linear", *layer.args, data=replace(layer.data, bias=biases[0][0].data), shape=layer.shape)
+            return plus({i: v for i, v in p.items() if i not in (k, biases[0])}, {(whole,): 1.0})
+    return p
+
+
+def _known_sum(table: Table, n: float, products: list[tuple[Key, float]]) -> Term | None:
+    if any(len(k) != 1 for k, _ in products):
+        return None
+    terms = [(k[0], v) for k, v in products]
+    if len(terms) == 1 and n:
+        return _known_shift(table, n, *terms[0])
+    if len(terms) == 2 and not n:
+        return _known_pair(table, *terms) or _known_pair(table, *terms[::-1])
+    return None
+
+
+def _known_shift(table: Table, n: float, f: Term, v: float) -> Term | None:
+    """1 + tanh(z / 2) is 2 sigmoid(z); 2 sigmoid(z) - 1 is tanh(z / 2)."""
+    if f.op == "tanh" and close(n, v):
+        found = cubic(poly(f.args[0]))
+        if found is not None:
+            return mul(table, 2 * v, unary(table, "ndtr_tanh", product(table, found[0], list(found[1]))))
+        if f.args[0].op == "mul" and f.args[0].data == 0.5:
+            return mul(table, 2 * v, unary(table, "sigmoid", mul(table, f.args[0], 2)))
+    if f.op == "sigmoid" and close(v, -2 * n):
+        return mul(table, -n, unary(table, "tanh", mul(table, f.args[0], 0.5)))
+    return None
+
+
+def _known_pair(table: Table, first: tuple[Term, float], second: tuple[Term, float]) -> Term | None:
+    (f, v), (g, w) = first, second
+    if f.op == "abs" and f.args[0] is g and close(v, w):  # (x + |x|) / 2
+        return mul(table, 2 * v, unary(table, "relu", g))
+    if f.op != "relu":
+        return None
+    x, c = f.args[0], w / v
+    if g.op == "logsigmoid" and close(c, -1) and g.args[0] is unary(table, "abs", x):  # max(x, 0) + log(1 + exp(-|x|))
+        return mul(table, v, unary(table, "softplus", x))
+    if g.op != "relu":
+        return None
+    if close(c, 1) and close(ratio(poly(g.args[0]), poly(x)) or 0, -1):  # max(x, 0) + max(-x, 0)
+        return mul(table, v, unary(table, "abs", x))
+    if c < 0 and close(ratio(poly(g.args[0]), poly(x)) or 0, -1):  # max(x, 0) + c min(x, 0)
+        return mul(table, v, leaky(table, x, -c)) if abs(c) < 1 else None
+    alpha = ratio(poly(g.args[0]), plus({(): 1.0}, {(unary(table, "exp", x),): -1.0}))
+    if alpha is not None and alpha > 0 and c < 0:  # max(x, 0) + min(a (exp(x) - 1), 0)
+        return mul(table, v, elu(table, x, -c * alpha))
+    return None
+
+
+# -- functions of one value -----------------------------------------------------------------------------------------
+
+
+def unary(table: Table, name: str, x: Term, data: object = None) -> Term:
+    """`name` of x, by the one way that gatec writes it."""
+    rule = RULES.get(name) if data is None else None
+    found = rule(table, x) if rule is not None else None
+    return found or table.make(name, x, data=data, shape=x.shape)
+
+
+def _complemented(name: str) -> Callable[[Table, Term], Term | None]:
+    """f(-x) = 1 - f(x)."""
+
+    def rule(table: Table, x: Term) -> Term | None:
+        return sub(table, 1, unary(table, name, mul(table, x, -1))) if negative(x) else None
+
+    return rule
+
+
+def _sigmoid(table: Table, x: Term) -> Term | None:
+    found = cubic(scaled(poly(x), 0.5))  # sigmoid(2 z) is (1 + tanh(z)) / 2
+    if found is not None:
+        return unary(table, "ndtr_tanh", product(table, found[0], list(found[1])))
+    return _complemented("sigmoid")(table, x)
+
+
+def _odd(name: str) -> Callable[[Table, Term], Term | None]:
+    def rule(table: Table, x: Term) -> Term | None:
+        return mul(table, unary(table, name, mul(table, x, -1)), -1) if negative(x) else None
+
+    return rule
+
+
+def _even(name: str) -> Callable[[Table, Term], Term | None]:
+    def rule(table: Table, x: Term) -> Term | None:
+        return unary(table, name, mul(table, x, -1)) if negative(x) else None
+
+    return rule
+
+
+def _log(table: Table, x: Term) -> Term | None:
+    if x.op == "sigmoid":
+        return unary(table, "logsigmoid", x.args[0])
+    if x.op == "add" and x.data == 1 and len(x.args) == 1 and x.args[0].op == "exp":
+        return unary(table, "softplus", x.args[0].args[0])
+    return None
+
+
+def _opposite(name: str) -> Callable[[Table, Term], Term | None]:
+    """softplus(-x) = -logsigmoid(x), and back."""
+
+    def rule(table: Table, x: Term) -> Term | None:
+        return mul(table, unary(table, name, mul(table, x, -1)), -1) if negative(x) else None
+
+    return rule
+
+
+def _erf(table: Table, x: Term) -> Term:
+    """erf by the normal distribution function, from which GELU is made."""
+    inner = {k: snapped(v * math.sqrt(2)) for k, v in poly(x).items()}
+    return sub(table, mul(table, unary(table, "ndtr", total(table, inner, x.shape)), 2), 1)
+
+
+RULES: dict[str, Callable[[Table, Term], Term | None]] = {
+    "sigmoid": _sigmoid, "ndtr_tanh": _complemented("ndtr_tanh"), "ndtr": _complemented("ndtr"), "hardsigmoid": _complemented("hardsigmoid"),
+    "tanh": _odd("tanh"), "softsign": _odd("softsign"), "sin": _odd("sin"), "abs": lambda t, x: t.const(abs(x.data)) if number(x) is not None else _even("abs")(t, x), "cos": _even("cos"),
+    "exp": lambda t, x: x.args[0] if x.op == "log" else None, "log": _log,
+    "softplus": _opposite("logsigmoid"), "logsigmoid": _opposite("softplus"),
+    "erf": _erf, "erfc": lambda t, x: sub(t, 1, _erf(t, x)),
+    "expm1": lambda t, x: sub(t, unary(t, "exp", x), 1), "log1p": lambda t, x: unary(t, "log", add(t, x, 1)),
+    "relu": lambda t, x: clamp(t, x, 0.0, None) if x.op == "clamp" else x if x.op == "relu" else None,
+}  # fmt: skip
+
+
+def softplus(table: Table, x: Term, beta: float = 1, threshold: float = 20) -> Term:
+    if threshold < 10:  # the linear part begins where it shows
+        return table.make("softplus", x, data=(beta, threshold), shape=x.shape)
+    return mul(table, unary(table, "softplus", mul(table, x, beta)), 1 / beta)
+
+
+def leaky(table: Table, x: Term, slope: float) -> Term:
+    return unary(table, "relu", x) if slope == 0 else unary(table, "leaky_relu", x, clean(slope))
+
+
+def elu(table: Table, x: Term, alpha: float = 1) -> Term:
+    return unary(table, "elu", x, None if close(alpha, 1) else clean(alpha))
+
+
+# -- comparisons and choices ----------------------------------------------------------------------------------------
 
 
 def compare(name: str) -> Callable[..., Term]:
     def build(table: Table, a: Operand, b: Operand, shape: Shape = None, alpha: float = 1) -> Term:
         left, right = (x if isinstance(x, Term) else table.const(float(x)) for x in (a, b))
+        x, y = number(left), number(right)
+        if x is not None and y is not None:
+            return table.const({"lt": x < y, "le": x <= y, "gt": x > y, "ge": x >= y}[name])
         if name in ("lt", "le"):
             return table.make({"lt": "gt", "le": "ge"}[name], right, left, shape=shape)
         return table.make(name, left, right, shape=shape)
@@ -106,331 +375,171 @@ def compare(name: str) -> Callable[..., Term]:
     return build
 
 
+def negated(table: Table, test: Term) -> Term:
+    """not a > b is b >= a."""
+    if test.op in ("gt", "ge"):
+        return table.make({"gt": "ge", "ge": "gt"}[test.op], *test.args[::-1], shape=test.shape)
+    return test.args[0] if test.op == "not" else table.make("not", test, shape=test.shape)
+
+
 def maximum(table: Table, a: Operand, b: Operand, shape: Shape = None, alpha: float = 1) -> Term | None:
-    x, n = (a, _number(b)) if isinstance(a, Term) else (b, _number(a))
-    return clamp(table, x, n, None) if n is not None and isinstance(x, Term) else None
+    for x, n in ((a, number(b)), (b, number(a))):
+        if n is not None and isinstance(x, Term):
+            return clamp(table, x, n, None)
+    if not isinstance(a, Term) or not isinstance(b, Term):
+        return None
+    c = ratio(poly(b), poly(a))
+    if c is not None and 0 < abs(c) < math.inf:  # max(x, c x)
+        if close(c, -1):
+            return unary(table, "abs", a)
+        if c > 0:
+            return a if close(c, 1) else leaky(table, *((a, c) if c < 1 else (b, 1 / c)))
+    return table.make("maximum", *key((a, b)), shape=shape)
 
 
 def minimum(table: Table, a: Operand, b: Operand, shape: Shape = None, alpha: float = 1) -> Term | None:
-    x, n = (a, _number(b)) if isinstance(a, Term) else (b, _number(a))
-    return clamp(table, x, None, n) if n is not None and isinstance(x, Term) else None
-
-
-def clamp(table: Table, x: Term, low: Any, high: Any) -> Term | None:
-    if isinstance(low, Term) or isinstance(high, Term):
+    for x, n in ((a, number(b)), (b, number(a))):
+        if n is not None and isinstance(x, Term):
+            return clamp(table, x, None, n)
+    if not isinstance(a, Term) or not isinstance(b, Term):
         return None
+    return a if a is b else table.make("minimum", *key((a, b)), shape=shape)
+
+
+def clamp(table: Table, x: Term, low: object, high: object) -> Term | None:
+    if any(isinstance(v, Term) and number(v) is None for v in (low, high)):
+        return None
+    low, high = number(low), number(high)
+    if x.op == "relu":
+        x = table.make("clamp", x.args[0], data=(0.0, None), shape=x.shape)
     if x.op == "clamp":
-        low = x.data[0] if low is None else low
-        high = x.data[1] if high is None else high
-        x = x.args[0]
-    if x.op == "relu" and low is None:
-        low, x = 0.0, x.args[0]
+        tighter = _overlap(x.data, (low, high))
+        if tighter is None:
+            return table.make("clamp", x, data=(low, high), shape=x.shape)
+        x, (low, high) = x.args[0], tighter
     if low == 0 and high is None:
         return unary(table, "relu", x)
-    if low == 0 and high == 1 and x.op == "add" and x.data == 0.5 and len(x.args) == 1:
-        inner = x.args[0]  # clamp(z / 6 + 1 / 2, 0, 1)
-        if inner.op == "mul" and math.isclose(inner.data, 1 / 6, rel_tol=1e-6):
-            return unary(table, "hardsigmoid", product(table, 1.0, list(inner.args)))
-    bounds = (None if low is None else float(low), None if high is None else float(high))
-    return table.make("clamp", x, data=bounds, shape=x.shape)
+    if high == 0 and low is None:
+        return mul(table, unary(table, "relu", mul(table, x, -1)), -1)
+    if low is not None and high is not None:
+        found = _hard(table, x, low, high)
+        if found is not None:
+            return found
+    return table.make("clamp", x, data=(low, high), shape=x.shape)
 
 
-def where(table: Table, args: list[Any], shape: Shape) -> Term | None:
-    test, yes, no = args
-    zero = no == 0 or (isinstance(no, Term) and no.op in ("const", "zeros") and no.data in (0, None))
-    if isinstance(test, Term) and isinstance(yes, Term) and zero:
+def _overlap(inner: tuple[float | None, float | None], outer: tuple[float | None, float | None]) -> tuple[float | None, float | None] | None:
+    lows, highs = ([v for v in side if v is not None] for side in zip(inner, outer, strict=True))
+    low, high = max(lows, default=None), min(highs, default=None)
+    return None if low is not None and high is not None and low >= high else (low, high)
+
+
+def _hard(table: Table, x: Term, low: float, high: float) -> Term | None:
+    """clamp(z / 6 + 1 / 2, 0, 1) is hardsigmoid(z), at any scale."""
+    slope, middle, p = (high - low) / 6, (high + low) / 2, poly(x)
+    if middle == 0 or slope <= 0 or len(p) < 2 or not close(p.get((), 0.0), middle):
+        return None
+    inner = total(table, {k: snapped(v / slope) for k, v in p.items() if k}, x.shape)
+    return add(table, mul(table, unary(table, "hardsigmoid", inner), high - low), low)
+
+
+def where(table: Table, test: Term, yes: Operand, no: Operand, shape: Shape = None) -> Term:
+    yes, no = (x if isinstance(x, Term) else table.const(x) for x in (yes, no))
+    if test.op == "not" or (test.op in ("gt", "ge") and number(test.args[0]) is not None):
+        test, yes, no = negated(table, test), no, yes
+    if yes is no or number(test) is not None:
+        return yes if yes is no or number(test) else no
+    if plus(poly(yes), scaled(poly(no), -1)) == {(): -1.0}:  # x - 1 or x
+        return sub(table, no, test, shape)
+    if number(no) == 0:
         return mul(table, test, yes, shape)
+    if number(yes) == 0:
+        return mul(table, negated(table, test), no, shape)
+    known = _chosen(table, test, yes, no) if test.op in ("gt", "ge") else None
+    return known or table.make("where", test, yes, no, shape=shape)
+
+
+def _chosen(table: Table, test: Term, yes: Term, no: Term) -> Term | None:
+    """The activations that are one thing above a bound and another below it."""
+    x, bound = test.args[0], number(test.args[1])
+    scale = ratio(poly(yes), poly(x))
+    if bound is not None and bound >= 10 and scale is not None:
+        beyond = ratio(poly(no), poly(unary(table, "softplus", x)))
+        return no if beyond is not None and close(beyond, scale) else None
+    if bound != 0 or scale is None:
+        return None
+    slope = ratio(poly(no), poly(yes))
+    if slope is not None:
+        return mul(table, scale, leaky(table, x, slope))
+    alpha = ratio(poly(no), plus({(unary(table, "exp", x),): 1.0}, {(): -1.0}))
+    if alpha is None:
+        return None
+    if close(scale, SELU_SCALE) and close(alpha, SELU_SCALE * SELU_ALPHA):
+        return unary(table, "selu", x)
+    return mul(table, scale, elu(table, x, alpha / scale))
+
+
+# -- activations among factors --------------------------------------------------------------------------------------
+
+
+def _folded(table: Table, n: float, factors: list[Term]) -> tuple[float, list[Term]]:
+    """Replace the factors of a written-out activation by the activation itself, as often as there is one."""
+    while (found := _activation(table, n, factors)) is not None:
+        n, factors = found
+    return clean(n), factors
+
+
+def _activation(table: Table, n: float, factors: list[Term]) -> tuple[float, list[Term]] | None:
+    for f in factors:
+        rest = without(factors, [f]) or []
+        found = _paired_off(table, n, f, rest)
+        if found is not None:
+            return found
+    return _gated(table, n, factors, True) or _gated(table, n, factors, False)
+
+
+def _paired_off(table: Table, n: float, f: Term, rest: list[Term]) -> tuple[float, list[Term]] | None:
+    """What one factor makes with another, or with the number in front."""
+    if f.op == "exp":  # exp(z) / (1 + exp(z))
+        sigmoid = table.make("sigmoid", f.args[0], shape=f.shape)
+        left = next((without(rest, [r]) for r in rest if complement(r) == (sigmoid,)), None)
+        return (n, [*left, sigmoid]) if left is not None else None
+    if f.op in ("gt", "ge") and number(f.args[0]) == 0:  # x (x <= 0)
+        found = found_in(f.args[1], rest)
+        if found is not None and found[0] > 0:
+            return -n, [*(without(rest, found[1]) or []), unary(table, "relu", product(table, -1.0, list(found[1])))]
+    if f.op == "relu" and f in rest:
+        return n, [*(without(rest, [f]) or []), unary(table, "relu2", f.args[0])]
+    if f.op == "silu" and f.args[0].op == "mul" and n != 1 and close(n * f.args[0].data, 1):  # silu(c x) / c
+        x, c = product(table, 1.0, list(f.args[0].args)), f.args[0].data
+        return 1.0, [*rest, unary(table, "swish", x, c)]
+    if f.op == "elu" and f.data is not None and close(n, SELU_SCALE) and close(f.data, SELU_ALPHA):
+        return 1.0, [*rest, unary(table, "selu", f.args[0])]
     return None
 
 
-def _number(x: Any) -> float | None:
-    if isinstance(x, Term):
-        return x.data if x.op == "const" and isinstance(x.data, (int, float)) else None
-    return float(x)
-
-
-def _sorted(terms: Iterable[Term]) -> list[Term]:
-    return sorted(terms, key=lambda t: t.number)
-
-
-def _clean(number: float) -> float:
-    return round(number, 9)
+def _gated(table: Table, n: float, factors: list[Term], exactly: bool) -> tuple[float, list[Term]] | None:
+    for f in factors:
+        rest = without(factors, [f]) or []
+        name, t = gate(f) or ("", f)
+        found = found_in(t, rest) if name else None
+        if found is None:
+            continue
+        c, taken = found
+        left = without(rest, taken) or []
+        if close(c, 1) or (not exactly and close(n, c)):
+            return n / c, [*left, unary(table, name, t)]
+        if not exactly and name == "relu" and c > 0:
+            return n, [*left, unary(table, name, product(table, 1.0, list(taken)))]
+        if not exactly and name == "silu":
+            return n, [*left, unary(table, "swish", product(table, 1.0, list(taken)), clean(c))]
+    return None
 
 
 def _broadcast(terms: list[Term]) -> Shape:
-    shapes = [t.shape for t in terms if t.shape is not None]
-    return max(shapes, key=lambda s: (len(s), s)) if shapes else None
-
-
-# -- activations that are written out -------------------------------------------------------------------------------
-
-
-def _fold(table: Table, number: float, factors: list[Term]) -> tuple[float, list[Term]]:
-    """Replace the factors of a written-out activation by the activation itself, as often as there is one."""
-    changed = True
-    while changed:
-        changed = False
-        for factor in factors:
-            rest = [f for f in factors if f is not factor] + [factor] * (sum(f is factor for f in factors) - 1)
-            found = _activation(table, number, factor, rest)
-            if found is not None:
-                number, factors, changed = *found, True
-                break
-    return number, factors
-
-
-def _activation(table: Table, number: float, f: Term, rest: list[Term]) -> tuple[float, list[Term]] | None:
-    if f.op == "sigmoid":
-        z, scale = _scaled(table, f.args[0])
-        if _has(rest, z):
-            return number, [*_without(rest, z), unary(table, *(("silu", z) if scale == 1 else ("swish", z, scale)))]
-    if f.op == "hardsigmoid" and _has(rest, f.args[0]):
-        return number, [*_without(rest, f.args[0]), unary(table, "hardswish", f.args[0])]
-    if f.op == "clamp" and f.data == (0.0, 6.0) and f.args[0].op == "add" and f.args[0].data == 3 and len(f.args[0].args) == 1:
-        z = f.args[0].args[0]
-        if _has(rest, z):
-            return number * 6, [*_without(rest, z), unary(table, "hardswish", z)]
-        return number * 6, [*rest, unary(table, "hardsigmoid", z)]
-    if f.op == "tanh" and f.args[0].op == "softplus" and _has(rest, f.args[0].args[0]):
-        return number, [*_without(rest, f.args[0].args[0]), unary(table, "mish", f.args[0].args[0])]
-    if f.op == "relu" and _has(rest, f):
-        return number, [*_without(rest, f), unary(table, "relu2", f.args[0])]
-    if f.op == "gt" and f.args[1].op == "const" and f.args[1].data == 0 and _has(rest, f.args[0]):
-        return number, [*_without(rest, f.args[0]), unary(table, "relu", f.args[0])]
-    if f.op == "add" and f.data == 1 and len(f.args) == 1:
-        return _one_plus(table, number, f.args[0], rest)
-    return None
-
-
-def _one_plus(table: Table, number: float, inner: Term, rest: list[Term]) -> tuple[float, list[Term]] | None:
-    """x (1 + erf(x / sqrt 2)) is 2 gelu(x); x (1 + tanh(...)) is 2 gelu_tanh(x); 1 + tanh(x / 2) is 2 sigmoid(x)."""
-    if inner.op == "erf":
-        z, scale = _scaled(table, inner.args[0])
-        if _close(scale, math.sqrt(0.5)) and _has(rest, z):
-            return number * 2, [*_without(rest, z), unary(table, "gelu", z)]
-    if inner.op == "tanh":
-        for z in rest:
-            if _is_cubic(inner.args[0], z):
-                return number * 2, [*_without(rest, z), unary(table, "gelu_tanh", z)]
-        z, scale = _scaled(table, inner.args[0])
-        if scale == 0.5:
-            return number * 2, [*rest, unary(table, "sigmoid", z)]
-    return None
-
-
-def _is_cubic(t: Term, z: Term) -> bool:
-    """sqrt(2 / pi) (z + 0.044715 z^3), however it is factored."""
-    number, inner = (t.data, t.args) if t.op == "mul" else (1.0, (t,))
-    root = math.sqrt(2 / math.pi)
-    if len(inner) == 1 and inner[0].op == "add" and _close(number, root):
-        parts = [(_scale(p)[0], _scale(p)[1]) for p in inner[0].args]
-        return _powers(parts, z, {1: 1.0, 3: 0.044715})
-    if len(inner) == 2 and _close(number, root) and any(i is z for i in inner):  # z (1 + 0.044715 z^2)
-        other = inner[0] if inner[1] is z else inner[1]
-        return other.op == "add" and other.data == 1 and _powers([_scale(p) for p in other.args], z, {2: 0.044715})
-    if len(inner) == 2 and any(i is z for i in inner):  # 0.79788 z (1 + 0.044715 z z), constants already merged
-        other = inner[0] if inner[1] is z else inner[1]
-        return other.op == "add" and _close(number * other.data, root)
-    if t.op == "add":
-        return _powers([_scale(p) for p in t.args], z, {1: root, 3: root * 0.044715})
-    return False
-
-
-def _powers(parts: list[tuple[float, tuple[Term, ...]]], z: Term, wanted: dict[int, float]) -> bool:
-    found = {len(fs): n for n, fs in parts if all(f is z for f in fs)}
-    return len(parts) == len(wanted) and found.keys() == wanted.keys() and all(_close(found[k], v) for k, v in wanted.items())
-
-
-def _known_sum(table: Table, number: float, terms: list[Term]) -> Term | None:
-    if len(terms) == 1 and number == 0.5 and terms[0].op == "mul" and terms[0].data == 0.5 and len(terms[0].args) == 1:
-        inner = terms[0].args[0]  # 0.5 tanh(z / 2) + 0.5
-        if inner.op == "tanh" and _scaled(table, inner.args[0])[1] == 0.5:
-            return unary(table, "sigmoid", _scaled(table, inner.args[0])[0])
-    return None
-
-
-def _scale(t: Term) -> tuple[float, tuple[Term, ...]]:
-    return (t.data, t.args) if t.op == "mul" else (1.0, (t,))
-
-
-def _scaled(table: Table, t: Term) -> tuple[Term, float]:
-    """(z, c) with t = c z."""
-    return (product(table, 1.0, list(t.args), t.shape), t.data) if t.op == "mul" else (t, 1.0)
-
-
-def _has(terms: list[Term], t: Term) -> bool:
-    factors = t.args if t.op == "mul" and t.data == 1 else (t,)
-    return all(any(f is x for x in terms) for f in factors)
-
-
-def _without(terms: list[Term], t: Term) -> list[Term]:
-    left = list(terms)
-    for factor in t.args if t.op == "mul" and t.data == 1 else (t,):
-        left.remove(factor)
-    return left
-
-
-def _close(a: float, b: float) -> bool:
-    return math.isclose(a, b, rel_tol=1e-4)
-
-
-# -- linear layers and their parts ----------------------------------------------------------------------------------
-
-
-def linear(table: Table, x: Any, weight: Any, bias: Any, transposed: bool, shape: Shape) -> Term | None:
-    if not isinstance(x, Term) or not isinstance(weight, Term) or weight.op != "param" or not weight.shape or len(weight.shape) != 2:
-        return None
-    if bias is not None and not (isinstance(bias, Term) and bias.op == "param"):
-        return None
-    width = weight.shape[1 if transposed else 0]
-    path = weight.data.rpartition(".")[0]
-    data = Linear(path, weight.data, bias.data if bias is not None else None, transposed, width, (0, width, 1))
-    return table.make("linear", x, data=data, shape=shape)
-
-
-def matmul(table: Table, x: Any, w: Any, shape: Shape = None, alpha: float = 1) -> Term | None:
-    flipped = untransposed(w)
-    if flipped is not None:
-        return linear(table, x, flipped, None, False, shape)
-    return linear(table, x, w, None, True, shape)
-
-
-def untransposed(w: Any) -> Term | None:
-    return w.args[0] if isinstance(w, Term) and w.op == "transpose" else None
-
-
-def _biased(table: Table, terms: list[Term]) -> Term | None:
-    """x W^T + b with a parameter b is one linear layer."""
-    if len(terms) != 2:
-        return None
-    for a, b in (terms, terms[::-1]):
-        if a.op == "linear" and a.data.bias is None and not a.data.packed and b.op == "param" and b.shape == (a.data.width,):
-            return table.make("linear", *a.args, data=replace(a.data, bias=b.data), shape=a.shape)
-    return None
-
-
-def view(table: Table, x: Term, shape: Shape) -> Term:
-    """A reshape that keeps the last dimension is no operation of its own."""
-    if x.shape is None or shape is None or (x.shape and shape and x.shape[-1] == shape[-1]):
-        return x
-    if x.op == "view":
-        x = x.args[0]
-        if x.shape and shape and x.shape[-1] == shape[-1]:
-            return x
-    return table.make("view", x, data=shape, shape=shape)
-
-
-def part(table: Table, x: Term, dim: int, rows: tuple[int, int, int]) -> Term:
-    """`x[..., start:stop:step]` along `dim`; of a linear layer, the layer with those outputs only."""
-    rank = len(x.shape or ())
-    dim = dim % rank if rank else dim
-    if x.shape and rows == (0, x.shape[dim], 1):
-        return x
-    shape = None if x.shape is None else (*x.shape[:dim], len(range(*rows)), *x.shape[dim + 1:])
-    if x.op == "linear" and dim == rank - 1:
-        start, _, step = x.data.rows
-        own = range(*x.data.rows)[slice(*rows)]
-        return table.make("linear", *x.args, data=replace(x.data, rows=(own.start, own.stop, own.step)), shape=shape)
-    return table.make("part", x, data=(dim, rows), shape=shape)
-
-
-def glu(table: Table, x: Term, dim: int, shape: Shape) -> Term | None:
-    if not x.shape:
-        return None
-    width = x.shape[dim]
-    first, second = (part(table, x, dim, r) for r in ((0, width // 2, 1), (width // 2, width, 1)))
-    return mul(table, first, unary(table, "sigmoid", second), shape)
-
-
-def chunk(table: Table, args: list[Any], kwargs: dict[str, Any], shape: Shape) -> Term | None:
-    x, n = args[0], kwargs.get("chunks", args[1] if len(args) > 1 else None)
-    dim = kwargs.get("dim", args[2] if len(args) > 2 else 0)
-    if not isinstance(x, Term) or not x.shape or not isinstance(n, int):
-        return None
-    size = -(-x.shape[dim] // n)
-    return _pieces(table, x, dim, [size] * n)
-
-
-def split(table: Table, args: list[Any], kwargs: dict[str, Any], shape: Shape) -> Term | None:
-    x, sizes = args[0], kwargs.get("split_size_or_sections", kwargs.get("split_size", args[1] if len(args) > 1 else None))
-    dim = kwargs.get("dim", args[2] if len(args) > 2 else 0)
-    if not isinstance(x, Term) or not x.shape:
-        return None
-    if isinstance(sizes, int):
-        sizes = [sizes] * -(-x.shape[dim] // sizes)
-    if not isinstance(sizes, (tuple, list)) or not all(isinstance(s, int) for s in sizes):
-        return None
-    return _pieces(table, x, dim, list(sizes))
-
-
-def _pieces(table: Table, x: Term, dim: int, sizes: list[int]) -> Term:
-    starts = [sum(sizes[:i]) for i in range(len(sizes))]
-    width = (x.shape or ())[dim]
-    return table.make("tuple", *(part(table, x, dim, (a, min(a + s, width), 1)) for a, s in zip(starts, sizes, strict=True)))
-
-
-def unbind(table: Table, args: list[Any], kwargs: dict[str, Any], shape: Shape) -> Term | None:
-    x, dim = args[0], kwargs.get("dim", args[1] if len(args) > 1 else 0)
-    if not isinstance(x, Term) or not x.shape:
-        return None
-    return table.make("tuple", *(_select(table, x, dim, i) for i in range(x.shape[dim])))
-
-
-def select(table: Table, args: list[Any], kwargs: dict[str, Any], shape: Shape) -> Term | None:
-    return _select(table, args[0], args[1], args[2]) if len(args) == 3 and isinstance(args[0], Term) else None
-
-
-def _select(table: Table, x: Term, dim: int, index: int) -> Term:
-    rank = len(x.shape or ())
-    dim, shape = dim % rank, x.shape or ()
-    rest = (*shape[:dim], *shape[dim + 1:])
-    base = x.args[0] if x.op == "view" else None
-    if base is not None and base.op == "linear" and rank >= 2 and shape[-2] * shape[-1] == base.data.out:
-        if dim == rank - 1:  # interleaved: (..., h, n) taken at [..., i]
-            return part(table, base, -1, (index, base.data.out, shape[-1]))
-        if dim == rank - 2:
-            return part(table, base, -1, (index * shape[-1], (index + 1) * shape[-1], 1))
-    return table.make("select", x, data=(dim, index), shape=rest)
-
-
-def narrow(table: Table, args: list[Any], kwargs: dict[str, Any], shape: Shape) -> Term | None:
-    if len(args) != 4 or not all(isinstance(a, int) for a in args[1:]):
-        return None
-    return part(table, args[0], args[1], (args[2], args[2] + args[3], 1))
-
-
-def slice_(table: Table, args: list[Any], kwargs: dict[str, Any], shape: Shape) -> Term | None:
-    x, dim, start, stop, step = [*args, *[0, 0, None, None, 1][len(args):]]
-    if not isinstance(x, Term) or not x.shape or any(isinstance(a, Term) for a in (dim, start, stop, step)):
-        return None
-    return part(table, x, dim, slice(start, stop, step).indices(x.shape[dim]))
-
-
-def getitem(table: Table, args: list[Any], kwargs: dict[str, Any], shape: Shape) -> Term | None:
-    x, index = args
-    if not isinstance(x, Term):
-        return x[index] if isinstance(x, tuple) and isinstance(index, int) and isinstance(x[index], Term) else None
-    if x.op == "tuple":
-        return x.args[index] if isinstance(index, int) else None
-    if x.shape is None:
-        return table.make("item", x, data=index if isinstance(index, (int, str)) else repr(index), shape=shape)
-    index = index if isinstance(index, tuple) else (index,)
-    if index and index[0] is Ellipsis:
-        return _last(table, x, index[1:], shape)
-    if len(index) == len(x.shape) and all(i == slice(None) for i in index[:-1]):
-        return _last(table, x, index[-1:], shape)
-    if all(i is None or i == slice(None) or i is Ellipsis for i in index):
-        return view(table, x, shape)
-    return None
-
-
-def _last(table: Table, x: Term, index: tuple[Any, ...], shape: Shape) -> Term | None:
-    if len(index) != 1 or not x.shape:
-        return view(table, x, shape) if all(i is None for i in index) else None
-    i = index[0]
-    if isinstance(i, int):
-        return _select(table, x, -1, i % x.shape[-1])
-    if isinstance(i, slice) and not any(isinstance(v, Term) for v in (i.start, i.stop, i.step)):
-        return part(table, x, -1, i.indices(x.shape[-1]))
-    return view(table, x, shape) if i is None else None
-
+    shapes = [t.shape for t in terms if t.shape]
+    if not shapes:
+        return next((t.shape for t in terms if t.shape is not None), None)
+    rank = max(map(len, shapes))
+    columns = zip(*((1,) * (rank - len(s)) + s for s in shapes), strict=True)
+    return tuple(next((s for s in column if s != 1), 1) for column in columns)

@@ -6,6 +6,7 @@ projections become row ranges of one Linear; activations have one name however t
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor, fx, nn
 
 from gatec.capture.structure import PLAIN
 from gatec.capture.tracer import writes
-from gatec.match.spelling import layer, spelled
+from gatec.match.spelling import layer, overwrites, spelled
 from gatec.match.terms import Table, Term, join, shape_of, storage
 
 Place = tuple[str, fx.Node]  # module path, node of that module's graph
@@ -35,15 +36,26 @@ class Canon:
     terms: dict[Place, Term] = field(default_factory=dict)
     stale: set[Term] = field(default_factory=set)
     gaps: list[str] = field(default_factory=list)
+    inner: list[tuple[fx.Node, Term]] = field(default_factory=list)  # what the last module call wrote to
     swept: set[str] = field(default_factory=set)
     nested: set[str] = field(default_factory=set)  # swept as part of a parent's graph
+    written: dict[str, Term] = field(default_factory=dict)  # parameters and buffers that were written to, as they are now
+    left: list[Term] = field(default_factory=list)  # what the last sweep's inputs hold at its end
+    uses: Counter[str] = field(default_factory=Counter)  # how often code calls a module or reads a parameter
 
     def run(self, path: str, graph: fx.Graph) -> None:
         inputs = [self.table.fresh(f"{path}:{n.name}", shape_of(n)) for n in graph.nodes if n.op == "placeholder"]
         self.sweep(path, graph, inputs)
 
+    def _count(self, path: str, graph: fx.Graph) -> None:
+        for node in graph.nodes:
+            if node.op in ("call_module", "get_attr"):
+                self.uses[join(path, str(node.target))] += 1 if node.op == "call_module" else len(node.users)
+
     def sweep(self, path: str, graph: fx.Graph, inputs: list[Term]) -> Any:
         """Number every node of one graph; returns the structure of its outputs with terms for nodes."""
+        if path not in self.swept:
+            self._count(path, graph)
         self.swept.add(path)
         env: dict[fx.Node, Term] = {}
         feed = iter(inputs)
@@ -51,39 +63,67 @@ class Canon:
             if node.op == "placeholder":
                 env[node] = next(feed)
             elif node.op == "output":
+                self.left = [t for n, t in env.items() if n.op == "placeholder"]
                 return fx.node.map_arg(node.args[0], lambda n: env[n])
             else:
                 env[node] = self.number(path, node, env)
-                if writes(node):
-                    self._written(node, env)
+                for target, term in self._writes(path, node, env):
+                    self._written(path, node, target, term, env)
             self.carriers.setdefault(env[node], []).append((path, node))
             self.terms[path, node] = env[node]
         return None
 
-    def _written(self, node: fx.Node, env: dict[fx.Node, Term]) -> None:
+    def _writes(self, path: str, node: fx.Node, env: dict[fx.Node, Term]) -> list[tuple[fx.Node, Term]]:
+        """The nodes whose memory one node writes to, and what they hold then."""
+        if node.op == "call_module":
+            found, self.inner = self.inner, []
+            return found
+        if not (writes(node) or overwrites(node)):
+            return []
+        targets = [node.kwargs["out"]] if "out" in node.kwargs else node.all_input_nodes[:1]
+        return [(t, env[node]) for t in targets if isinstance(t, fx.Node)]
+
+    def _written(self, path: str, node: fx.Node, target: fx.Node, term: Term, env: dict[fx.Node, Term]) -> None:
         """After an in-place write its target holds the result, and whatever shares its memory holds something new."""
-        target = node.all_input_nodes[0] if node.all_input_nodes else node
         memory = storage(target)
-        for other, term in list(env.items()):
-            if other is target:
-                env[other] = env[node]
-            elif other is not node and memory is not None and storage(other) == memory:
-                self.stale.add(term)
+        self.stale.add(env[target])
+        for other, held in list(env.items()):
+            shares = memory is not None and storage(other) == memory
+            if other is target or (shares and other is not node and _whole(other, target)):
+                env[other] = term
+            elif other is not node and shares:
+                self.stale.add(held)
                 env[other] = self.table.fresh(f"written:{node.name}:{other.name}", shape_of(other))
-        self.stale.update(t for n, t in env.items() if n is target)
+            else:
+                continue
+            if other.op == "get_attr":
+                self.written[join(path, str(other.target))] = env[other]
 
     # -- one node -----------------------------------------------------------------------------------------------
 
     def number(self, path: str, node: fx.Node, env: dict[fx.Node, Term]) -> Term:
         if node.op == "get_attr":
-            return self.table.make("param", data=join(path, str(node.target)), shape=shape_of(node))
+            name = join(path, str(node.target))
+            value = _literal(node)
+            if value is not None:
+                return self.table.const(value)
+            return self.written.get(name) or self.table.make("param", data=name, shape=shape_of(node))
         if node.op == "call_module":
             return self._module(path, node, env)
+        value = node.meta.get("val")
+        if isinstance(value, (int, float, tuple)) and all(isinstance(v, (int, float)) for v in (value if isinstance(value, tuple) else ())):
+            return self._size(node, value, env)
         try:
             found = spelled(self.table, node, lambda a: self.argument(a, env))
-        except (TypeError, ValueError, IndexError, KeyError):
+        except (TypeError, ValueError, IndexError, KeyError, AttributeError):
             found = None  # a call form that the table does not know is an operation that it does not know
         return found or self._unknown(path, node, env)
+
+    def _size(self, node: fx.Node, value: Any, env: dict[fx.Node, Term]) -> Term:
+        """A number that the graph computes from sizes: two that are computed alike are the same."""
+        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+        how = repr((node.args, node.kwargs)) if not node.all_input_nodes else repr(fx.node.map_arg((node.args, node.kwargs), lambda n: "."))
+        return self.table.make("size", *(env[n] for n in node.all_input_nodes), data=(name, how, value))
 
     def argument(self, arg: Any, env: dict[fx.Node, Term]) -> Any:
         """A node as its term, a tuple or list of nodes as a tuple of terms, anything else as itself."""
@@ -104,15 +144,19 @@ class Canon:
         child = join(path, str(node.target))
         module = self.module_of(child)
         x = env.get(node.args[0]) if node.args and isinstance(node.args[0], fx.Node) else None
-        found = layer(self.table, child, module, x, shape_of(node)) if x is not None else None
+        found = layer(self.table, child, module, x, shape_of(node.args[0]), shape_of(node)) if x is not None else None
         if found is not None:
+            self.inner = [(node.args[0], found)] if getattr(module, "inplace", False) else []
             return found
         graph = self.graph_of(child)
         if graph is not None:
             inputs = list(self._leaves((node.args, node.kwargs), env))
             if len(inputs) == sum(n.op == "placeholder" for n in graph.nodes):
                 self.nested.add(child)
-                return self._packed(self.sweep(child, graph, inputs), node)
+                output = self.sweep(child, graph, inputs)
+                changed = {a: b for a, b in zip(inputs, self.left, strict=True) if a is not b}
+                self.inner = [(n, changed[env[n]]) for n in node.all_input_nodes if env[n] in changed]
+                return self._packed(output, node)
         self.gaps.append(child)
         args = [env[n] for n in node.all_input_nodes]
         return self.table.make(f"module:{type(module).__name__}", *args, data=(child, len(self.table.terms)), shape=shape_of(node))
@@ -141,3 +185,17 @@ class Canon:
                 yield from self._expand(part, item)
         elif isinstance(value, Tensor) or not isinstance(value, PLAIN):
             yield term
+
+
+def _whole(a: fx.Node, b: fx.Node) -> bool:
+    """Whether two nodes are the same elements of one memory, however they are shaped."""
+    first, second = a.meta["val"], b.meta["val"]
+    whole = all(v.is_contiguous() and v.dtype == first.dtype for v in (first, second))
+    return whole and first.storage_offset() == second.storage_offset() and first.numel() == second.numel()
+
+
+def _literal(node: fx.Node) -> float | None:
+    """The number in a tensor that was written into a traced function: torch's own tracers keep it as an attribute."""
+    owner, name = node.graph.owning_module, str(node.target)
+    value = getattr(owner, name, None) if name.startswith(("_tensor_constant", "lifted_tensor")) else None
+    return float(value) if isinstance(value, Tensor) and value.ndim == 0 and not value.is_meta else None

@@ -36,7 +36,7 @@ class Hole:
         return x.tracer.create_proxy("call_function", self, (x,), {})
 
     @property
-    def __name__(self) -> str:  # type: ignore[override]  # fx asks targets for it
+    def __name__(self) -> str:  # fx asks targets for it
         return self.name
 
 
@@ -145,11 +145,12 @@ class Pattern:
             return
         if t.op in TRANSPARENT:
             yield from self._unify(p, t.args[0], self._entered(s, t), bend)
-        elif bend and s.obstacle is None and t.op not in ("linear", "value", "param", "const") and t.args:
-            for arg in {id(a): a for a in t.args}.values():
+        elif bend and s.obstacle is None and t.op not in ("linear", "value", "param", "const"):
+            computed = {id(a): a for a in t.args if a.op not in ("param", "const")}
+            if len(computed) == 1:  # one value goes in: without this node the pattern might match
                 bent = self._entered(s, t)
                 bent.obstacle = t
-                yield from self._unify(p, arg, bent, bend)
+                yield from self._unify(p, next(iter(computed.values())), bent, bend)
 
     @staticmethod
     def _entered(s: _State, t: Term) -> _State:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,9 @@ import torch
 from torch import fx, nn
 
 from gatec.match import algebra as al
+from gatec.match import packed as pk
 from gatec.match.terms import Linear, Table, Term, join, shape_of
+from gatec.match.written import number
 
 Args = Callable[[Any], Any]
 
@@ -19,35 +22,38 @@ MODULES: dict[type[nn.Module], Callable[[nn.Module], tuple[str, Any]]] = {
     nn.GELU: lambda m: ("gelu_tanh" if m.approximate == "tanh" else "gelu", None),
     nn.Sigmoid: lambda m: ("sigmoid", None),
     nn.Tanh: lambda m: ("tanh", None),
-    nn.Softplus: lambda m: ("softplus", None) if m.beta == 1 else ("softplus", (m.beta, m.threshold)),
-    nn.ELU: lambda m: ("elu", None if m.alpha == 1 else m.alpha),
     nn.SELU: lambda m: ("selu", None),
-    nn.CELU: lambda m: ("celu", None if m.alpha == 1 else m.alpha),
-    nn.LeakyReLU: lambda m: ("leaky_relu", m.negative_slope),
     nn.Mish: lambda m: ("mish", None),
     nn.Hardswish: lambda m: ("hardswish", None),
     nn.Hardsigmoid: lambda m: ("hardsigmoid", None),
-    nn.Hardtanh: lambda m: ("clamp", (m.min_val, m.max_val)),
-    nn.ReLU6: lambda m: ("clamp", (0.0, 6.0)),
     nn.Softsign: lambda m: ("softsign", None),
-    nn.Softmax: lambda m: ("softmax", m.dim),
+    nn.LogSigmoid: lambda m: ("logsigmoid", None),
 }
+WITH_PARAMETERS: dict[type[nn.Module], Callable[[Table, Any, Term], Term | None]] = {
+    nn.Softplus: lambda t, m, x: al.softplus(t, x, m.beta, m.threshold), nn.ELU: lambda t, m, x: al.elu(t, x, m.alpha),
+    nn.CELU: lambda t, m, x: _celu(t, x, m.alpha), nn.LeakyReLU: lambda t, m, x: al.leaky(t, x, m.negative_slope),
+    nn.Hardtanh: lambda t, m, x: al.clamp(t, x, m.min_val, m.max_val), nn.ReLU6: lambda t, m, x: al.clamp(t, x, 0.0, 6.0),
+    nn.Threshold: lambda t, m, x: _threshold(t, [x, m.threshold, m.value], {}, None),
+}  # fmt: skip
 
 UNARY = {
-    "relu": "relu", "relu_": "relu", "silu": "silu", "silu_": "silu", "sigmoid": "sigmoid", "sigmoid_": "sigmoid",
-    "tanh": "tanh", "tanh_": "tanh", "mish": "mish", "hardswish": "hardswish", "hardsigmoid": "hardsigmoid",
-    "softsign": "softsign", "selu": "selu", "expit": "sigmoid", "exp": "exp", "exp_": "exp", "erf": "erf",
-    "log_sigmoid": "logsigmoid", "logsigmoid": "logsigmoid", "log": "log", "rsqrt": "rsqrt", "abs": "abs",
-    "cos": "cos", "sin": "sin",
+    **{n: n for n in ("relu", "silu", "sigmoid", "tanh", "mish", "hardswish", "hardsigmoid", "softsign", "selu", "exp", "log",
+                      "erf", "erfc", "expm1", "log1p", "sqrt", "rsqrt", "abs", "cos", "sin", "logsigmoid", "ndtr")},
+    "expit": "sigmoid", "special_expit": "sigmoid", "special_erf": "erf", "special_erfc": "erfc", "special_expm1": "expm1",
+    "special_log1p": "log1p", "special_ndtr": "ndtr", "log_sigmoid": "logsigmoid", "absolute": "abs", "swish": "silu",
 }  # fmt: skip
-NOISE = {"contiguous", "clone", "detach", "to", "type_as", "float", "double", "half", "bfloat16", "type", "cpu", "cuda",
-         "requires_grad_", "identity", "alias", "_to_copy", "convert_element_type", "positive", "__pos__"}  # fmt: skip
-SHAPES = {"view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "expand", "expand_as", "view_as",
-          "repeat", "_unsafe_view", "broadcast_to", "reshape_as"}  # fmt: skip
-DROPOUT = {"dropout", "dropout_", "feature_dropout", "alpha_dropout", "dropout1d", "dropout2d", "dropout3d"}
+NOISE = {"contiguous", "clone", "detach", "requires_grad", "identity", "alias", "lift_fresh_copy", "lift_fresh", "positive",
+         "pos", "cpu", "cuda"}  # fmt: skip
+CASTS = {"to", "type_as", "float", "double", "half", "bfloat16", "type", "_to_copy", "convert_element_type", "int", "long",
+         "bool", "short", "char", "byte"}  # fmt: skip
+SHAPES = {"view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "expand", "expand_as", "view_as", "_unsafe_view",
+          "broadcast_to", "reshape_as", "ravel", "view_copy", "expand_copy", "unsqueeze_copy", "squeeze_copy"}  # fmt: skip
+DROPOUT = {"dropout", "feature_dropout", "alpha_dropout", "dropout1d", "dropout2d", "dropout3d"}
+WIDE = {torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.complex64, torch.complex128}
+REDUCED = {"sum", "mean", "amax", "amin"}
 
 
-def layer(table: Table, path: str, module: nn.Module, x: Term, shape: tuple[int, ...] | None) -> Term | None:
+def layer(table: Table, path: str, module: nn.Module, x: Term, seen: al.Shape, shape: al.Shape) -> Term | None:
     """The term of a call of one of torch's own layers, or None where its children must be asked."""
     kind = type(module)
     if kind.forward is nn.Linear.forward:
@@ -60,9 +66,15 @@ def layer(table: Table, path: str, module: nn.Module, x: Term, shape: tuple[int,
     if kind is nn.Identity:
         return x
     if kind is nn.GLU:
-        return al.glu(table, x, module.dim, shape)
-    if kind is nn.Flatten and x.shape and shape and x.shape[-1] == shape[-1]:
-        return x
+        return pk.glu(table, x, seen, module.dim, shape)
+    if kind is nn.Unflatten:
+        return pk.view(table, x, shape)
+    if kind in (nn.Softmax, nn.LogSoftmax) and module.dim is not None:
+        return _over(table, "softmax" if kind is nn.Softmax else "log_softmax", x, seen, module.dim)
+    if kind is nn.Flatten and shape:
+        return pk.view(table, x, shape)
+    if kind in WITH_PARAMETERS:
+        return WITH_PARAMETERS[kind](table, module, x)
     if kind in MODULES:
         name, data = MODULES[kind](module)
         return al.unary(table, name, x, data)
@@ -78,22 +90,38 @@ def _pools(kind: type) -> bool:
 def spelled(table: Table, node: fx.Node, arg: Args) -> Term | None:
     """The term of a function or method call that the table knows, or None."""
     name = _name(node)
-    if name is None or not node.args:
+    if name is None or not (node.args or node.kwargs) or node.kwargs.get("out") is not None:
         return None
     args, kwargs = [arg(a) for a in node.args], {k: arg(v) for k, v in node.kwargs.items()}
-    x, shape = args[0], shape_of(node)
-    if isinstance(x, tuple) and name in ("cat", "concat", "concatenate", "stack"):
-        return None
+    if not args:
+        args = [kwargs.pop(k) for k in ("input", "self") if k in kwargs]
+    shape = shape_of(node)
+    if name in CONSTANTS:
+        return CONSTANTS[name](table, args, kwargs)
+    if name in BINARY:
+        args = _aligned(table, node, args, shape)
     if name in BUILT:
         return BUILT[name](table, args, kwargs, shape)
+    if not args:
+        return None
+    x, seen = args[0], _seen(node, args[0])
     if not isinstance(x, Term):
-        return _scalar_first(table, name, args, shape)
+        return x[args[1]] if name == "getitem" and isinstance(x, tuple) and isinstance(args[1], int) else None
+    if name in pk.PACKED:
+        return pk.packed(table, name, x, seen, [_int(a) for a in args[1:]], {k: _int(v) for k, v in kwargs.items()}, shape)
+    if name in OVER:
+        dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
+        return _over(table, OVER[name], x, seen, dim) if isinstance(dim, int) and dim is not True else None
+    if name in REDUCED:
+        return _reduced(table, name, x, seen, args[1:], kwargs, shape)
     if name in UNARY:
         return al.unary(table, UNARY[name], x)
     if name in NOISE:
         return x
+    if name in CASTS:
+        return _cast(table, node, x)
     if name in SHAPES:
-        return al.view(table, x, shape)
+        return pk.view(table, x, shape) if _dtype(node) == _dtype(_first(node)) else None
     if name in DROPOUT:
         p, training = _dropout(node)
         return x if not training or p == 0 else table.make("dropout", x, data=(p, node.name), shape=shape)
@@ -101,17 +129,82 @@ def spelled(table: Table, node: fx.Node, arg: Args) -> Term | None:
 
 
 def _name(node: fx.Node) -> str | None:
-    if isinstance(node.target, str):
-        return node.target.removesuffix("_") if not node.target.endswith("__") else node.target.strip("_")
     target: Any = node.target
     if isinstance(target, torch._ops.OpOverload):
-        return target.overloadpacket.__name__
+        return _plain(target.overloadpacket.__name__)
+    if isinstance(target, str):
+        return _plain(target)
     name = getattr(target, "__name__", None)
     module = str(getattr(target, "__module__", None) or getattr(type(target), "__module__", ""))
     known = target is getattr or module.split(".")[0] in ("torch", "_operator", "operator", "builtins", "math") or module == ""
     if not known or not isinstance(name, str) or (module.startswith("torch") and name == "apply"):
         return None
-    return name
+    return _plain(name)
+
+
+def _plain(name: str) -> str:
+    """The name of what an in-place operation computes: mul for mul_ and for __mul__."""
+    return name.strip("_") if name.endswith("__") else name.removesuffix("_")
+
+
+def overwrites(node: fx.Node) -> bool:
+    """Whether an operator of the dispatcher, or an activation told to by position, writes over its operand."""
+    if isinstance(node.target, torch._ops.OpOverload):
+        return bool(node.target._schema.is_mutable)
+    name = getattr(node.target, "__name__", "") if callable(node.target) else ""
+    at = {"relu": 1, "silu": 1, "selu": 1, "mish": 1, "hardswish": 1, "hardsigmoid": 1, "relu6": 1, "elu": 2, "celu": 2,
+          "leaky_relu": 2, "dropout": 3, "threshold": 3, "hardtanh": 3}.get(name)  # fmt: skip
+    return at is not None and len(node.args) > at and node.args[at] is True
+
+
+def _first(node: fx.Node) -> Any:
+    return node.args[0] if node.args else next((node.kwargs[k] for k in ("input", "self") if k in node.kwargs), None)
+
+
+def _seen(node: fx.Node, x: Any) -> al.Shape:
+    """The sizes of a call's first operand, as the call sees them."""
+    found = shape_of(_first(node))
+    return found if found is not None or not isinstance(x, Term) else x.shape
+
+
+def _int(a: Any) -> Any:
+    """A size that the graph computes, by its value in the example."""
+    if isinstance(a, tuple):
+        return tuple(map(_int, a))
+    if isinstance(a, slice):
+        return slice(_int(a.start), _int(a.stop), _int(a.step))
+    if isinstance(a, Term) and a.op in ("size", "const"):
+        value = a.data[-1] if a.op == "size" else a.data
+        return int(value) if isinstance(value, (int, float)) and value == int(value) else a
+    return a
+
+
+def _dtype(node: Any) -> torch.dtype | None:
+    value = node.meta.get("val") if isinstance(node, fx.Node) else None
+    return value.dtype if isinstance(value, torch.Tensor) else None
+
+
+def _cast(table: Table, node: fx.Node, x: Term) -> Term | None:
+    """Between the dtypes that models compute in a cast is noise; to whole numbers or to eight bits it is a computation."""
+    before, after = _dtype(_first(node)), _dtype(node)
+    if after is None or after == before or after in WIDE:
+        return x
+    return table.make("cast", x, data=str(after), shape=x.shape)
+
+
+def _aligned(table: Table, node: fx.Node, args: list[Any], shape: al.Shape) -> list[Any]:
+    """Operands of which each is repeated for the other keep the sizes by which they meet: x[:, None] * x[None] is no square."""
+    shapes = [shape_of(a) for a in node.args[:2]]
+    if len(shapes) < 2 or shape is None or any(s is None or _bare(s) == _bare(shape) for s in shapes):
+        return args
+    pairs = zip(args, shapes, strict=False)
+    return [pk.exposed(table, x, _bare(s)) if isinstance(x, Term) and _bare(x.shape) != _bare(s) else x for x, s in pairs]
+
+
+def _bare(shape: al.Shape) -> al.Shape:
+    """Sizes without the leading ones."""
+    shape = shape or ()
+    return shape[next((i for i, s in enumerate(shape) if s != 1), len(shape)):]
 
 
 def _dropout(node: fx.Node) -> tuple[float, bool]:
@@ -119,19 +212,44 @@ def _dropout(node: fx.Node) -> tuple[float, bool]:
     return values.get("p", 0.5), bool(values.get("training", values.get("train", True)))
 
 
-def _scalar_first(table: Table, name: str, args: list[Any], shape: Any) -> Term | None:
-    if len(args) == 2 and isinstance(args[0], (int, float)) and isinstance(args[1], Term) and name in BINARY:
-        return BINARY[name](table, args[0], args[1], shape)
-    return None
+def _over(table: Table, name: str, x: Term, seen: al.Shape, dim: int) -> Term | None:
+    """An operation along one dimension, counted from the last."""
+    if seen is None:
+        return table.make(name, x, data=dim, shape=x.shape)
+    dim = dim % len(seen) - len(seen)
+    x = x if dim == -1 else pk.exposed(table, x, seen)
+    return table.make(name, x, data=dim, shape=x.shape)
+
+
+def _reduced(table: Table, name: str, x: Term, seen: al.Shape, args: list[Any], kwargs: dict[str, Any], shape: al.Shape) -> Term | None:
+    dims = kwargs.get("dim", args[0] if args else None)
+    dims = (dims,) if isinstance(dims, int) else dims
+    if seen is None or shape is None or not (dims is None or isinstance(dims, tuple)):
+        return None
+    dims = tuple(sorted(d % len(seen) - len(seen) for d in (dims or range(len(seen)))))
+    x = x if dims == (-1,) else pk.exposed(table, x, seen)
+    return table.make(name, x, data=(dims, len(shape) == len(seen)), shape=shape)
 
 
 def _binary(function: Callable[..., Term | None]) -> Callable[..., Term | None]:
     def build(table: Table, args: list[Any], kwargs: dict[str, Any], shape: Any) -> Term | None:
         if len(args) < 2:
-            args = [*args, *(kwargs[k] for k in ("other", "exponent") if k in kwargs)]
-        if len(args) < 2 or not all(isinstance(a, (Term, int, float)) for a in args[:2]):
+            args = [*args, *(kwargs[k] for k in ("other", "exponent", "mat2") if k in kwargs)]
+        extra = {k: v for k, v in kwargs.items() if k not in ("other", "exponent", "mat2") and v is not None}
+        if len(args) == 3 and not extra:
+            args, extra = args[:2], {"alpha": args[2]}
+        if len(args) != 2 or not all(isinstance(a, (Term, int, float)) for a in args) or not any(isinstance(a, Term) for a in args):
             return None
-        return function(table, args[0], args[1], shape, **{k: v for k, v in kwargs.items() if k == "alpha"})
+        return function(table, args[0], args[1], shape, **extra)  # an argument that it has not is refused with a TypeError
+
+    return build
+
+
+def _two(function: Callable[..., Term | None]) -> Callable[..., Term | None]:
+    """torch.max(x, y) of two tensors; torch.max(x, dim) is something else."""
+
+    def build(table: Table, a: Any, b: Any, shape: Any = None) -> Term | None:
+        return function(table, a, b, shape) if isinstance(a, Term) and isinstance(b, Term) and b.op != "size" else None
 
     return build
 
@@ -140,10 +258,14 @@ BINARY: dict[str, Callable[..., Term | None]] = {
     "add": al.add, "iadd": al.add, "radd": al.add, "sub": al.sub, "isub": al.sub, "subtract": al.sub,
     "rsub": lambda t, a, b, s, alpha=1: al.sub(t, b, a, s, alpha), "mul": al.mul, "imul": al.mul, "multiply": al.mul,
     "rmul": al.mul, "div": al.div, "truediv": al.div, "itruediv": al.div, "true_divide": al.div, "divide": al.div,
-    "pow": al.power, "ipow": al.power, "maximum": al.maximum, "minimum": al.minimum, "max": al.maximum,
-    "min": al.minimum, "gt": al.compare("gt"), "ge": al.compare("ge"), "lt": al.compare("lt"), "le": al.compare("le"),
-    "greater": al.compare("gt"), "less": al.compare("lt"), "matmul": al.matmul, "mm": al.matmul, "imatmul": al.matmul,
+    "rtruediv": lambda t, a, b, s: al.div(t, b, a, s), "rdiv": lambda t, a, b, s: al.div(t, b, a, s),
+    "pow": al.power, "ipow": al.power, "maximum": al.maximum, "minimum": al.minimum, "max": _two(al.maximum),
+    "min": _two(al.minimum), "fmax": al.maximum, "fmin": al.minimum, "gt": al.compare("gt"), "ge": al.compare("ge"),
+    "lt": al.compare("lt"), "le": al.compare("le"), "greater": al.compare("gt"), "less": al.compare("lt"),
+    "greater_equal": al.compare("ge"), "less_equal": al.compare("le"),
 }  # fmt: skip
+MATMUL = {"matmul": pk.matmul, "bmm": pk.matmul, "mm": pk.matmul, "imatmul": pk.matmul, "linalg_matmul": pk.matmul}
+OVER = {"softmax": "softmax", "_softmax": "softmax", "log_softmax": "log_softmax", "_log_softmax": "log_softmax"}
 
 
 def _gelu(table: Table, args: list[Any], kwargs: dict[str, Any], shape: Any) -> Term | None:
@@ -151,10 +273,26 @@ def _gelu(table: Table, args: list[Any], kwargs: dict[str, Any], shape: Any) -> 
     return al.unary(table, "gelu_tanh" if tanh else "gelu", args[0])
 
 
-def _parametric(name: str, parameter: str, default: float, plain: float | None) -> Callable[..., Term | None]:
+def _celu(table: Table, x: Term, alpha: float) -> Term:
+    return al.elu(table, x) if alpha == 1 else al.unary(table, "celu", x, alpha)
+
+
+def _elu(table: Table, args: list[Any], kwargs: dict[str, Any], shape: Any) -> Term | None:
+    alpha, scale, inner = ([*args, *(1.0,) * 3][1:4]) if not kwargs.get("inplace") else (1.0, 1.0, 1.0)
+    alpha, scale = kwargs.get("alpha", alpha), kwargs.get("scale", scale)
+    if kwargs.get("input_scale", inner) not in (1, 1.0):
+        return None
+    if math.isclose(scale, al.SELU_SCALE, rel_tol=1e-6) and math.isclose(alpha, al.SELU_ALPHA, rel_tol=1e-6):
+        return al.unary(table, "selu", args[0])
+    return al.mul(table, al.elu(table, args[0], alpha), scale)
+
+
+def _given(function: Callable[..., Term | None], names: tuple[str, ...], defaults: tuple[Any, ...]) -> Callable[..., Term | None]:
+    """A function of a term and numbers, which may be given by position or by name."""
+
     def build(table: Table, args: list[Any], kwargs: dict[str, Any], shape: Any) -> Term | None:
-        value = kwargs.get(parameter, args[1] if len(args) > 1 else default)
-        return al.unary(table, name, args[0], None if value == plain else value)
+        values = dict(zip(names, defaults, strict=True)) | dict(zip(names, args[1:], strict=False))
+        return function(table, args[0], *({**values, **{k: v for k, v in kwargs.items() if k in values}}[n] for n in names))
 
     return build
 
@@ -165,8 +303,14 @@ def _clamp(table: Table, args: list[Any], kwargs: dict[str, Any], shape: Any) ->
     return al.clamp(table, args[0], low, high)
 
 
-def _softmax(table: Table, args: list[Any], kwargs: dict[str, Any], shape: Any) -> Term | None:
-    return al.unary(table, "softmax", args[0], kwargs.get("dim", args[1] if len(args) > 1 else -1))
+def _hardtanh(table: Table, args: list[Any], kwargs: dict[str, Any], shape: Any) -> Term | None:
+    low, high = [*args[1:], *(-1.0, 1.0)[len(args) - 1:]][:2]
+    return al.clamp(table, args[0], kwargs.get("min_val", low), kwargs.get("max_val", high))
+
+
+def _threshold(table: Table, args: list[Any], kwargs: dict[str, Any], shape: Any) -> Term | None:
+    bound, value = [*args[1:], *(kwargs[k] for k in ("threshold", "value") if k in kwargs)][:2]
+    return al.where(table, al.compare("gt")(table, args[0], bound), args[0], value, shape)
 
 
 def _lerp(table: Table, args: list[Any], kwargs: dict[str, Any], shape: Any) -> Term | None:
@@ -175,58 +319,84 @@ def _lerp(table: Table, args: list[Any], kwargs: dict[str, Any], shape: Any) -> 
     return al.add(table, a, al.mul(table, t, al.sub(table, b, a, shape), shape), shape)
 
 
-def _addcmul(table: Table, args: list[Any], kwargs: dict[str, Any], shape: Any) -> Term | None:
-    scaled = al.mul(table, al.mul(table, args[1], args[2], shape), kwargs.get("value", 1), shape)
-    return al.add(table, args[0], scaled, shape)
+def _addc(function: Callable[..., Term]) -> Callable[..., Term | None]:
+    def build(table: Table, args: list[Any], kwargs: dict[str, Any], shape: Any) -> Term | None:
+        first, second = [*args[1:], *(kwargs[k] for k in ("tensor1", "tensor2") if k in kwargs)]
+        return al.add(table, args[0], function(table, first, second, shape), shape, kwargs.get("value", 1))
+
+    return build
 
 
 def _where(table: Table, args: list[Any], kwargs: dict[str, Any], shape: Any) -> Term | None:
-    return al.where(table, args, shape) if len(args) == 3 else None
+    test, yes, no = [*args, *(kwargs[k] for k in ("input", "other") if k in kwargs)]
+    return al.where(table, test, yes, no, shape) if isinstance(test, Term) else None
+
+
+def _filled(table: Table, args: list[Any], kwargs: dict[str, Any], shape: Any) -> Term | None:
+    test, value = [*args[1:], *(kwargs[k] for k in ("mask", "value") if k in kwargs)]
+    return al.where(table, test, value, args[0], shape)
+
+
+def _logaddexp(table: Table, a: Any, b: Any, shape: Any = None) -> Term | None:
+    x, n = (a, number(b)) if number(b) is not None else (b, number(a))
+    return al.softplus(table, x) if n == 0 else None
 
 
 def _linear(table: Table, args: list[Any], kwargs: dict[str, Any], shape: Any) -> Term | None:
     weight = args[1] if len(args) > 1 else kwargs.get("weight")
     bias = args[2] if len(args) > 2 else kwargs.get("bias")
-    return al.linear(table, args[0], weight, bias, False, shape)
+    return pk.linear(table, args[0], weight, bias, False, shape)
 
 
 def _addmm(table: Table, args: list[Any], kwargs: dict[str, Any], shape: Any) -> Term | None:
     if kwargs.get("beta", 1) != 1 or kwargs.get("alpha", 1) != 1:
         return None
-    flipped = al.untransposed(args[2])
-    if flipped is not None:
-        return al.linear(table, args[1], flipped, args[0], False, shape)
-    return al.linear(table, args[1], args[2], args[0], True, shape)
-
-
-def _transposed(table: Table, args: list[Any], kwargs: dict[str, Any], shape: Any) -> Term | None:
-    x = args[0]
-    if isinstance(x, Term) and x.op == "param" and x.shape is not None and len(x.shape) == 2:
-        return table.make("transpose", x, shape=x.shape[::-1])
-    return None
+    bias, x, weight = [*args, *(kwargs[k] for k in ("mat1", "mat2") if k in kwargs)]
+    whole = pk.linear(table, x, weight, bias, True, shape)
+    bare = whole or pk.linear(table, x, weight, None, True, shape)
+    return whole or (al.add(table, bare, bias, shape) if bare is not None else None)
 
 
 def _getattr(table: Table, args: list[Any], kwargs: dict[str, Any], shape: Any) -> Term | None:
-    if args[1] in ("T", "mT", "H", "mH"):
-        return _transposed(table, args, kwargs, shape)
-    return args[0] if args[1] == "data" else None
+    x, name = args
+    if name in ("T", "mT", "H", "mH") and isinstance(x, Term) and x.shape is not None and len(x.shape) == 2:
+        return pk.transposed(table, x, x.shape, 0, 1)
+    return x if name == "data" else None
 
 
+def _not(table: Table, args: list[Any], kwargs: dict[str, Any], shape: Any) -> Term | None:
+    return al.negated(table, args[0]) if args[0].op in ("gt", "ge", "not") else None
+
+
+def _first_of(table: Table, args: list[Any], kwargs: dict[str, Any]) -> Term | None:
+    value = _int(args[0]) if args else None
+    return table.const(value) if isinstance(value, (int, float)) else None
+
+
+def _full(table: Table, args: list[Any], kwargs: dict[str, Any]) -> Term | None:
+    value = kwargs.get("fill_value", args[-1] if len(args) > 1 else None)
+    value = number(value) if isinstance(value, Term) else value
+    return table.const(value) if isinstance(value, (int, float)) else None
+
+
+CONSTANTS: dict[str, Callable[[Table, list[Any], dict[str, Any]], Term | None]] = {
+    **dict.fromkeys(("zeros", "zeros_like", "new_zeros"), lambda t, a, k: t.const(0.0)),
+    **dict.fromkeys(("ones", "ones_like", "new_ones"), lambda t, a, k: t.const(1.0)),
+    **dict.fromkeys(("full", "full_like", "new_full"), _full),
+    **dict.fromkeys(("tensor", "scalar_tensor", "as_tensor"), _first_of),
+}
 BUILT: dict[str, Callable[..., Term | None]] = {
-    **{name: _binary(function) for name, function in BINARY.items()},
-    "gelu": _gelu, "clamp": _clamp, "clip": _clamp, "hardtanh": _clamp,
+    **{name: _binary(function) for name, function in (BINARY | MATMUL | {"logaddexp": _logaddexp}).items()},
+    "gelu": _gelu, "clamp": _clamp, "clip": _clamp, "hardtanh": _hardtanh,
     "clamp_min": lambda t, a, k, s: al.clamp(t, a[0], a[1] if len(a) > 1 else k["min"], None),
     "clamp_max": lambda t, a, k, s: al.clamp(t, a[0], None, a[1] if len(a) > 1 else k["max"]),
-    "relu6": lambda t, a, k, s: al.clamp(t, a[0], 0.0, 6.0),
-    "softmax": _softmax, "lerp": _lerp, "addcmul": _addcmul, "where": _where, "linear": _linear, "addmm": _addmm,
-    "elu": _parametric("elu", "alpha", 1.0, 1.0), "celu": _parametric("celu", "alpha", 1.0, 1.0),
-    "leaky_relu": _parametric("leaky_relu", "negative_slope", 0.01, None),
-    "softplus": _parametric("softplus", "beta", 1, 1),
-    "glu": lambda t, a, k, s: al.glu(t, a[0], k.get("dim", a[1] if len(a) > 1 else -1), s),
+    "relu6": lambda t, a, k, s: al.clamp(t, a[0], 0.0, 6.0), "threshold": _threshold, "_threshold": _threshold,
+    "lerp": _lerp, "addcmul": _addc(al.mul), "addcdiv": _addc(al.div), "where": _where, "masked_fill": _filled,
+    "linear": _linear, "addmm": _addmm, "einsum": pk.einsum, "elu": _elu, "celu": _given(_celu, ("alpha",), (1.0,)),
+    "leaky_relu": _given(al.leaky, ("negative_slope",), (0.01,)),
+    "softplus": _given(al.softplus, ("beta", "threshold"), (1, 20)),
     "neg": lambda t, a, k, s: al.mul(t, a[0], -1, s), "negative": lambda t, a, k, s: al.mul(t, a[0], -1, s),
     "square": lambda t, a, k, s: al.mul(t, a[0], a[0], s), "reciprocal": lambda t, a, k, s: al.recip(t, a[0], s),
-    "sqrt": lambda t, a, k, s: al.unary(t, "sqrt", a[0]),
-    "t": _transposed, "transpose": _transposed, "permute": _transposed, "numpy_T": _transposed, "getattr": _getattr,
-    "chunk": al.chunk, "split": al.split, "tensor_split": al.chunk, "unbind": al.unbind, "getitem": al.getitem,
-    "narrow": al.narrow, "select": al.select, "slice": al.slice_,
+    "log_sigmoid_forward": lambda t, a, k, s: t.make("tuple", al.unary(t, "logsigmoid", a[0]), t.fresh("buffer")),
+    "getattr": _getattr, "logical_not": _not, "bitwise_not": _not, "invert": _not,
 }  # fmt: skip

@@ -25,6 +25,10 @@ class Linear:
     def out(self) -> int:
         return len(range(*self.rows))
 
+    def __call__(self, x: Any) -> Any:
+        """Patterns call their layers; a layer that was found is called through its site."""
+        raise TypeError("a Linear is a description: inside `after`, call the layer that the site hands over")
+
     @property
     def packed(self) -> bool:
         return self.out != self.width
@@ -61,6 +65,7 @@ class Table:
         return self.make("value", data=(name, len(self.terms)), shape=shape)
 
     def const(self, value: Any) -> Term:
+        value = clean(value) if isinstance(value, float) else value
         return self.make("const", data=value if isinstance(value, (int, float, str, bool)) else repr(value))
 
 
@@ -68,9 +73,17 @@ def join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
-def shape_of(node: fx.Node) -> tuple[int, ...] | None:
-    value = node.meta.get("val")
-    return tuple(value.shape) if isinstance(value, Tensor) else None
+def clean(number: float) -> float:
+    """A coefficient with the digits that float32 has, so that constants computed in two ways are one constant."""
+    return float(f"{number:.7g}") + 0.0
+
+
+def shape_of(node: Any) -> tuple[Any, ...] | None:
+    """The sizes of a node's example; a symbolic size is its name."""
+    value = node.meta.get("val") if isinstance(node, fx.Node) else None
+    if not isinstance(value, Tensor):
+        return None
+    return tuple(s if isinstance(s, int) else str(s) for s in value.shape)
 
 
 def storage(node: fx.Node) -> int | None:

@@ -1,0 +1,45 @@
+"""Measurements that anyone can repeat: each is a function that returns rows; `gatec bench NAME` prints and keeps them."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gatec.bench.conversion import conversion
+from gatec.bench.experts import experts
+from gatec.errors import GatecError
+
+Row = dict[str, Any]
+BENCHMARKS: dict[str, Callable[[], list[Row]]] = {"convert": conversion, "moe": experts}
+RESULTS = Path(__file__).parent / "results"
+
+
+def run(name: str) -> list[Row]:
+    """The rows of one benchmark; every time is compared with a peer in the same run."""
+    if name not in BENCHMARKS:
+        raise GatecError(f"a benchmark named {name!r}", found=f"benchmarks: {', '.join(BENCHMARKS)}", hint="gatec bench convert")
+    return BENCHMARKS[name]()
+
+
+def keep(name: str, rows: list[Row], folder: Path = RESULTS) -> Path:
+    """Write the rows with what they were measured on: device, versions, commit."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    about = {"benchmark": name, "device": device, "torch": torch.__version__, "commit": _commit()}
+    file = folder / f"{name}-{'gpu' if torch.cuda.is_available() else 'cpu'}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
+    return file
+
+
+def _commit() -> str:
+    try:
+        found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return found.stdout.strip()
