@@ -47,6 +47,7 @@ class Program:
     edits: list[Edit] = field(default_factory=list)
     graphs: dict[str, fx.Graph | None] = field(default_factory=dict)
     missed: dict[str, str] = field(default_factory=dict)
+    reads: dict[str, frozenset[tuple[str, str]]] = field(default_factory=dict)  # attributes that each capture read
     shared: dict[Any, list[tuple[dict[tuple[str, str], Any], fx.Graph]]] = field(default_factory=dict)
 
     @classmethod
@@ -88,9 +89,11 @@ class Program:
         alike = self.shared.setdefault(_likeness(module, call), [])
         for values, graph in alike:
             if values == _values(module, values):
+                self.reads[path] = frozenset(values)
                 return graph
         found = trace(module, type(module).forward, call, self.known(path))
         alike.append((_values(module, found.reads), found.graph))
+        self.reads[path] = found.reads
         return found.graph
 
     def known(self, path: str) -> Any:

@@ -41,7 +41,7 @@ def finds(canon: Canon) -> list[Find]:
     for term in (t for t in list(canon.carriers) if t.op == "add"):
         signal, parts = _highway(term)
         if signal and not used.intersection(map(id, parts)):
-            used.update(map(id, parts))
+            used.update(map(id, [*parts, *_read(canon, term)]))
             found.append(_find(canon, term, "highway", signal))
         for branch in (a for a in _products(term) if id(a) not in used and _scaled_branch(a, term)):
             used.add(id(branch))  # the first sum that takes the branch up; later ones only carry it on
@@ -59,6 +59,12 @@ def _find(canon: Canon, term: Term, kind: str, signal: str) -> Find:
     value = node.meta.get("val")
     shape = tuple(value.shape) if isinstance(value, Tensor) else ()
     return Find(kind, signal, path, str(node.meta.get("where", "")), shape, node, term)
+
+
+def _read(canon: Canon, term: Term) -> Iterator[Term]:
+    """The values that the nodes of a term read: g (a - b) of a lerp is no gate of its own."""
+    for path, node in canon.carriers[term]:
+        yield from (canon.terms[path, n] for n in node.all_input_nodes if (path, n) in canon.terms)
 
 
 def _maximal(canon: Canon, term: Term) -> bool:

@@ -1,5 +1,7 @@
 """Bad input: a clear error or a refusal in the report, in full words; the user's model unchanged to the bit."""
 
+# ruff: noqa: E501 - one case per line
+
 import copy
 
 import pytest
@@ -214,7 +216,7 @@ def test_cuda_on_a_machine_without_it(device):
 def test_a_file_that_is_no_model(tmp_path, text):
     file = tmp_path / "some.py"
     file.write_text(text)
-    with pytest.raises(gatec.GatecError, match="^gatec: .*\n  found .*"):
+    with pytest.raises(gatec.GatecError, match=r"^gatec: .*\n  found .*"):
         load(f"{file}:model")
 
 
@@ -328,7 +330,8 @@ def test_an_exception_in_birth(two):
 
     def birth(site, up):
         with torch.no_grad():
-            site.undo.append(lambda kept=up.weight.clone(), w=up.weight.data: w.copy_(kept))
+            kept, weight = up.weight.clone(), up.weight.data
+            site.undo.append(lambda: weight.copy_(kept))
             up.weight.zero_()
         fail()
 
@@ -455,5 +458,5 @@ def test_called_with_other_shapes():
 
 
 def test_report_of_a_model_that_was_not_rewritten():
-    with pytest.raises(gatec.GatecError, match='^gatec: a model that gatec has rewritten\n  found Sequential\n  try   gatec.convert\\(model, "glu"\\)$'):
+    with pytest.raises(gatec.GatecError, match=r'^gatec: a model that gatec has rewritten\n  found Sequential\n  try   gatec.convert\(model, "glu"\)$'):
         gatec.report(mlp())

@@ -1,8 +1,11 @@
 """The laws of capture: what somebody's forward may do, and that the graph does it too, or says why it cannot."""
 
+# ruff: noqa: E501 - one case per line
+
 import copy
 import re
 from collections import OrderedDict
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -408,8 +411,25 @@ def test_buffers_written_in_training_move_once_per_call():
     assert gated.seen == 3
 
 
-@pytest.mark.xfail(reason="attributes read during capture are baked in without a guard", strict=True)
+class Switched(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down, self.scale, self.twice = nn.Linear(8, 16), nn.Linear(16, 8), 1.0, False
+
+    def forward(self, x):
+        y = self.down(torch.relu(self.up(x))) * self.scale
+        return y + y if self.twice else y
+
+
 def test_an_attribute_changed_after_conversion_is_noticed():
+    gated = gatec.convert(Switched(), "prune", inputs=X)
+    before = gated(X)
+    gated.scale, gated.twice = 3.0, True
+    assert same(gated(X), before * 6)
+
+
+@pytest.mark.xfail(reason="an object that a forward reads is guarded by identity, not by what stands in it", strict=True)
+def test_a_config_changed_after_conversion_is_noticed():
     """The config of a module is read when it is captured; a change of it may not be ignored."""
     model = Configured().eval()
     gated = gatec.convert(model, "prune", inputs=X)
@@ -655,10 +675,8 @@ def test_tracing_leaves_torch_as_it_was():
 
     before = {n: getattr(torch, n) for n in dir(torch)}, builtins.isinstance, torch.autograd.Function.__dict__["apply"]
     for kind in (Busy, AsksValue):
-        try:
+        with suppress(Refused):
             trace(kind(), kind.forward, Call((X,), {}))
-        except Refused:
-            pass
         after = {n: getattr(torch, n) for n in dir(torch)}, builtins.isinstance, torch.autograd.Function.__dict__["apply"]
         assert after[1:] == before[1:] and all(after[0][n] is v for n, v in before[0].items())
         assert "isinstance" not in globals()
@@ -668,8 +686,6 @@ def test_tracing_leaves_torch_as_it_was():
 @pytest.mark.parametrize("kind", [AsksValue, Plain], ids=lambda k: k.__name__)
 def test_tracing_leaves_classes_as_they_were(kind):
     model = kind()
-    try:
+    with suppress(Refused):
         trace(model, kind.forward, Call((X,), {}))
-    except Refused:
-        pass
     assert type(model) is kind and type(model.up) is nn.Linear

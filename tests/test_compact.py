@@ -1,5 +1,7 @@
 """compact(): without the units whose gate is closed, and equal to the gated model."""
 
+# ruff: noqa: E501 - one case per line
+
 import pytest
 import torch
 from torch import nn
@@ -126,7 +128,7 @@ def test_the_gated_model_is_untouched(build):
 @KIND
 def test_compacting_twice_is_compacting_once(build):
     small = gatec.compact(gated(build), inputs=X)
-    with pytest.raises(gatec.GatecError, match="^gatec: a model with pruning gates\n  found none in "):
+    with pytest.raises(gatec.GatecError, match=r"^gatec: a model with pruning gates\n  found none in "):
         gatec.compact(small, inputs=X)
 
 
@@ -179,7 +181,7 @@ def test_training_closes_units_that_are_not_needed():
     model = gatec.convert(mlp().double(), "prune", inputs=X)
     wanted = torch.tanh(X)
     group = gatec.gate_parameters(model)
-    gates, rest = {id(p) for p in group}, [p for p in model.parameters()]
+    gates, rest = {id(p) for p in group}, list(model.parameters())
     optimizer = torch.optim.Adam(
         [{"params": group, "lr": 0.02}, {"params": [p for p in rest if id(p) not in gates], "lr": 0.01}]
     )
@@ -193,7 +195,7 @@ def test_training_closes_units_that_are_not_needed():
 
 
 def test_a_model_without_gates():
-    with pytest.raises(gatec.GatecError, match='^gatec: a model with pruning gates\n  found none in Sequential\n  try   gatec.convert\\(model, "prune"\\)$'):
+    with pytest.raises(gatec.GatecError, match=r'^gatec: a model with pruning gates\n  found none in Sequential\n  try   gatec.convert\(model, "prune"\)$'):
         gatec.compact(mlp(), inputs=X)
 
 

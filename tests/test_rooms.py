@@ -8,11 +8,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = [row.split() for row in [
-    "errors settings vision inputs",
+    "errors settings vision",
     "decompose",
     "equation kernel derive aot grouped",
     "capture",
-    "match",
+    "match inputs",
     "program",
     "gate site partition places",
     "verify tidy recognise",

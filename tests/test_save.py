@@ -1,5 +1,7 @@
 """save() and load(): a folder of a recipe and tensors, replayed on a fresh model; no pickle, no code."""
 
+# ruff: noqa: E501 - one case per line
+
 import json
 
 import pytest
@@ -170,19 +172,19 @@ def test_a_folder_that_is_wrong_is_refused_in_words(tmp_path, harm, words):
 def test_into_another_model(tmp_path):
     folder = gatec.save(gatec.convert(mlp(), "glu", inputs=X), tmp_path)
     wide = nn.Sequential(nn.Linear(8, 24), nn.GELU(), nn.Linear(24, 8), nn.Tanh(), nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8))
-    with pytest.raises(gatec.GatecError, match="(?s)^gatec: tensors that fit the rewritten model\n  found .*0.weight.*\n  where .*\n  try   load into a fresh model"):
+    with pytest.raises(gatec.GatecError, match=r"(?s)^gatec: tensors that fit the rewritten model\n  found .*0.weight.*\n  where .*\n  try   load into a fresh model"):
         gatec.load(folder, wide, inputs=X)
-    with pytest.raises(gatec.GatecError, match="^gatec: the sites of glu in Sequential\n  found none at "):
+    with pytest.raises(gatec.GatecError, match=r"^gatec: the sites of glu in Sequential\n  found none at "):
         gatec.load(folder, nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8)), inputs=X)
 
 
 def test_into_a_model_that_is_converted_already(tmp_path):
     model = gatec.convert(mlp(), "glu", inputs=X)
-    with pytest.raises(gatec.GatecError, match="^gatec: the sites of glu in Sequential\n"):
+    with pytest.raises(gatec.GatecError, match=r"^gatec: the sites of glu in Sequential\n"):
         gatec.load(gatec.save(model, tmp_path), model, inputs=X)
 
 
 def test_a_model_that_was_not_rewritten(tmp_path):
-    with pytest.raises(gatec.GatecError, match="^gatec: a model that gatec has rewritten\n  found Sequential\n"):
+    with pytest.raises(gatec.GatecError, match=r"^gatec: a model that gatec has rewritten\n  found Sequential\n"):
         gatec.save(mlp(), tmp_path / "never")
     assert not (tmp_path / "never").exists()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,6 +42,7 @@ class Unit:
     graphs: dict[Any, list[Captured]] = field(default_factory=dict)
     fallbacks: int = 0
     asks_compiling: bool = False
+    reads: tuple[tuple[str, str], ...] = ()  # attributes (child, name) that some capture has baked in
     measured: dict[Any, list[Captured]] | None = None  # where copies of the unit leave the graphs they capture
 
     @property
@@ -54,16 +55,21 @@ class Unit:
     def __deepcopy__(self, memo: dict[int, Any]) -> Unit:
         rewrites = copy.deepcopy(self.rewrites, memo)
         graphs = {k: list(v) for k, v in self.graphs.items()}
-        return Unit(self.original, rewrites, dict(self.added), graphs, 0, self.asks_compiling, self.measured)
+        return Unit(self.original, rewrites, dict(self.added), graphs, 0, self.asks_compiling, self.reads, self.measured)
 
     def graph(self, module: nn.Module, call: Call, known: Any = None) -> fx.Graph:
         """The rewritten graph of one call, captured anew from the user's own forward."""
         with _hidden(module, self.added):
-            graph, asks, _ = trace(module, self.original.forward, call, known)
+            graph, asks, reads = trace(module, self.original.forward, call, known)
         self.asks_compiling = self.asks_compiling or asks
+        self.watch(reads)
         for rewrite in self.rewrites:
             rewrite(module, graph, call)
         return graph
+
+    def watch(self, reads: Iterable[tuple[str, str]]) -> None:
+        """Guard these attributes from now on; graphs captured before they were known are captured again."""
+        self.reads = tuple(sorted({*self.reads, *reads}))
 
     def keep(self, module: nn.Module, call: Call, graph: fx.Graph) -> Captured:
         key = (flatten(call.args, call.kwargs).key, surroundings(module, self))
@@ -91,7 +97,15 @@ def surroundings(module: nn.Module, unit: Unit) -> tuple[Any, ...]:
         getattr(config, "_attn_implementation", None),
         getattr(config, "_experts_implementation", None),
         unit.asks_compiling and torch.compiler.is_compiling(),
+        *[_frozen(module, child, name) for child, name in unit.reads],
     )
+
+
+def _frozen(module: nn.Module, child: str, name: str) -> Any:
+    """An attribute as part of a key: plain values by value, other objects by identity."""
+    owner = module._modules.get(child) if child else module
+    value = owner.__dict__.get(name) if owner is not None else None
+    return value if isinstance(value, (int, float, str, bool, type(None))) else id(value)
 
 
 class _hidden:  # noqa: N801 - a context manager that reads as an adjective

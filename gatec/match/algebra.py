@@ -1,7 +1,7 @@
 """How terms are built so that equal computations become equal terms: sums, products, and activations written out.
 
 "mul": args are the factors, data the number in front. "add": args are the summands, data the number beside them. Like
-terms are combined; a number common to a sum stands in front of it; p b + (1 - p) a is written so, however it was spelled.
+terms are combined; a number common to a sum stands in front of it; p b + (1 - p) a is written so in every spelling.
 """
 
 from __future__ import annotations
@@ -51,7 +51,11 @@ def product(table: Table, n: float, terms: list[Term], shape: Shape = None) -> T
     if n == 0 or not factors:
         return table.const(clean(n))
     if len(factors) == 1:
-        return total(table, scaled(poly(factors[0]), n), shape) if factors[0].op == "add" else _monomial(table, n, factors, shape)
+        return (
+            total(table, scaled(poly(factors[0]), n), shape)
+            if factors[0].op == "add"
+            else _monomial(table, n, factors, shape)
+        )
     return _monomial(table, *_signed(table, n, factors), shape)
 
 
@@ -78,11 +82,11 @@ def _signed(table: Table, n: float, factors: list[Term]) -> tuple[float, list[Te
     """P - 1 among factors becomes 1 - P; a minus before one difference is its operands exchanged."""
     for i, f in enumerate(factors):
         if f.op == "add" and f.data == -1 and len(f.args) == 1 and mixed(f):
-            n, factors = -n, [*factors[:i], total(table, scaled(poly(f), -1), f.shape), *factors[i + 1:]]
+            n, factors = -n, [*factors[:i], total(table, scaled(poly(f), -1), f.shape), *factors[i + 1 :]]
     turned = [i for i, f in enumerate(factors) if mixed(f) and complement(f) is None]
     if n < 0 and len(turned) == 1:
         i = turned[0]
-        n, factors = -n, [*factors[:i], total(table, scaled(poly(factors[i]), -1), factors[i].shape), *factors[i + 1:]]
+        n, factors = -n, [*factors[:i], total(table, scaled(poly(factors[i]), -1), factors[i].shape), *factors[i + 1 :]]
     return n, factors
 
 
@@ -126,8 +130,11 @@ def power(table: Table, x: Operand, n: Operand, shape: Shape = None, alpha: floa
 
 def add(table: Table, a: Operand, b: Operand, shape: Shape = None, alpha: float = 1) -> Term:
     terms = [x for x in (a, b) if isinstance(x, Term)]
-    first, second = (poly(x) if isinstance(x, Term) else {(): float(x)} for x in (a, b))
-    return total(table, plus(first, scaled(second, alpha)), shape or _broadcast(terms))
+    return total(table, plus(_poly(a), scaled(_poly(b), alpha)), shape or _broadcast(terms))
+
+
+def _poly(x: Operand) -> Poly:
+    return poly(x) if isinstance(x, Term) else {(): float(x)}
 
 
 def sub(table: Table, a: Operand, b: Operand, shape: Shape = None, alpha: float = 1) -> Term:
@@ -186,16 +193,21 @@ def _drawn(table: Table, p: Poly) -> Poly | None:
                 if inner and inner in p and close(p[inner], -c * ci):
                     left = total(table, {i: v for i, v in poly(f).items() if i != inner}, f.shape)
                     one_less = sub(table, 1, product(table, 1.0, rest))
-                    return plus({i: v for i, v in p.items() if i not in (k, inner)},
-                                poly(product(table, c, [*rest, left])), poly(product(table, p[inner], [*inner, one_less])))  # fmt: skip
+                    others = {i: v for i, v in p.items() if i not in (k, inner)}
+                    drawn = poly(product(table, c, [*rest, left]))
+                    return plus(others, drawn, poly(product(table, p[inner], [*inner, one_less])))
     return None
 
 
 def _paired(table: Table, p: Poly) -> Poly | None:
     """b - g b is (1 - g) b."""
+    longer: dict[Term, list[Key]] = {}
+    for k in (k for k in p if len(k) > 1):
+        for f in set(k):
+            longer.setdefault(f, []).append(k)
     for k, c in p.items():
-        for more, d in p.items() if k else ():
-            rest = without(more, k) if len(more) > len(k) and close(d, -c) else None
+        for more in longer.get(k[0], ()) if k else ():
+            rest = without(more, k) if len(more) > len(k) and close(p[more], -c) else None
             if rest:
                 one_less = sub(table, 1, product(table, 1.0, rest))
                 others = {i: v for i, v in p.items() if i not in (k, more)}
@@ -219,9 +231,15 @@ def _biased(table: Table, p: Poly) -> Poly:
     layers = [k for k, v in p.items() if len(k) == 1 and v == 1 and k[0].op == "linear" and k[0].data.bias is None]
     for k in layers if len(layers) == 1 else ():
         layer = k[0]
-        biases = [b for b, v in p.items() if len(b) == 1 and v == 1 and b[0].op == "param" and b[0].shape == (layer.data.width,)]
+        biases = [
+            b
+            for b, v in p.items()
+            if len(b) == 1 and v == 1 and b[0].op == "param" and b[0].shape == (layer.data.width,)
+        ]
         if len(biases) == 1 and not layer.data.packed:
-            whole = table.make("linear", *layer.args, data=replace(layer.data, bias=biases[0][0].data), shape=layer.shape)
+            whole = table.make(
+                "linear", *layer.args, data=replace(layer.data, bias=biases[0][0].data), shape=layer.shape
+            )
             return plus({i: v for i, v in p.items() if i not in (k, biases[0])}, {(whole,): 1.0})
     return p
 
@@ -335,14 +353,25 @@ def _erf(table: Table, x: Term) -> Term:
 
 
 RULES: dict[str, Callable[[Table, Term], Term | None]] = {
-    "sigmoid": _sigmoid, "ndtr_tanh": _complemented("ndtr_tanh"), "ndtr": _complemented("ndtr"), "hardsigmoid": _complemented("hardsigmoid"),
-    "tanh": _odd("tanh"), "softsign": _odd("softsign"), "sin": _odd("sin"), "abs": lambda t, x: t.const(abs(x.data)) if number(x) is not None else _even("abs")(t, x), "cos": _even("cos"),
-    "exp": lambda t, x: x.args[0] if x.op == "log" else None, "log": _log,
-    "softplus": _opposite("logsigmoid"), "logsigmoid": _opposite("softplus"),
-    "erf": _erf, "erfc": lambda t, x: sub(t, 1, _erf(t, x)),
-    "expm1": lambda t, x: sub(t, unary(t, "exp", x), 1), "log1p": lambda t, x: unary(t, "log", add(t, x, 1)),
+    "sigmoid": _sigmoid,
+    "ndtr": _complemented("ndtr"),
+    "ndtr_tanh": _complemented("ndtr_tanh"),
+    "hardsigmoid": _complemented("hardsigmoid"),
+    "tanh": _odd("tanh"),
+    "softsign": _odd("softsign"),
+    "sin": _odd("sin"),
+    "cos": _even("cos"),
+    "abs": lambda t, x: t.const(abs(x.data)) if number(x) is not None else _even("abs")(t, x),
+    "exp": lambda t, x: x.args[0] if x.op == "log" else None,
+    "log": _log,
+    "softplus": _opposite("logsigmoid"),
+    "logsigmoid": _opposite("softplus"),
+    "erf": _erf,
+    "erfc": lambda t, x: sub(t, 1, _erf(t, x)),
+    "expm1": lambda t, x: sub(t, unary(t, "exp", x), 1),
+    "log1p": lambda t, x: unary(t, "log", add(t, x, 1)),
     "relu": lambda t, x: clamp(t, x, 0.0, None) if x.op == "clamp" else x if x.op == "relu" else None,
-}  # fmt: skip
+}
 
 
 def softplus(table: Table, x: Term, beta: float = 1, threshold: float = 20) -> Term:
@@ -359,51 +388,7 @@ def elu(table: Table, x: Term, alpha: float = 1) -> Term:
     return unary(table, "elu", x, None if close(alpha, 1) else clean(alpha))
 
 
-# -- comparisons and choices ----------------------------------------------------------------------------------------
-
-
-def compare(name: str) -> Callable[..., Term]:
-    def build(table: Table, a: Operand, b: Operand, shape: Shape = None, alpha: float = 1) -> Term:
-        left, right = (x if isinstance(x, Term) else table.const(float(x)) for x in (a, b))
-        x, y = number(left), number(right)
-        if x is not None and y is not None:
-            return table.const({"lt": x < y, "le": x <= y, "gt": x > y, "ge": x >= y}[name])
-        if name in ("lt", "le"):
-            return table.make({"lt": "gt", "le": "ge"}[name], right, left, shape=shape)
-        return table.make(name, left, right, shape=shape)
-
-    return build
-
-
-def negated(table: Table, test: Term) -> Term:
-    """not a > b is b >= a."""
-    if test.op in ("gt", "ge"):
-        return table.make({"gt": "ge", "ge": "gt"}[test.op], *test.args[::-1], shape=test.shape)
-    return test.args[0] if test.op == "not" else table.make("not", test, shape=test.shape)
-
-
-def maximum(table: Table, a: Operand, b: Operand, shape: Shape = None, alpha: float = 1) -> Term | None:
-    for x, n in ((a, number(b)), (b, number(a))):
-        if n is not None and isinstance(x, Term):
-            return clamp(table, x, n, None)
-    if not isinstance(a, Term) or not isinstance(b, Term):
-        return None
-    c = ratio(poly(b), poly(a))
-    if c is not None and 0 < abs(c) < math.inf:  # max(x, c x)
-        if close(c, -1):
-            return unary(table, "abs", a)
-        if c > 0:
-            return a if close(c, 1) else leaky(table, *((a, c) if c < 1 else (b, 1 / c)))
-    return table.make("maximum", *key((a, b)), shape=shape)
-
-
-def minimum(table: Table, a: Operand, b: Operand, shape: Shape = None, alpha: float = 1) -> Term | None:
-    for x, n in ((a, number(b)), (b, number(a))):
-        if n is not None and isinstance(x, Term):
-            return clamp(table, x, None, n)
-    if not isinstance(a, Term) or not isinstance(b, Term):
-        return None
-    return a if a is b else table.make("minimum", *key((a, b)), shape=shape)
+# -- bounds ------------------------------------------------------------------------------------------------------------
 
 
 def clamp(table: Table, x: Term, low: object, high: object) -> Term | None:
@@ -428,7 +413,9 @@ def clamp(table: Table, x: Term, low: object, high: object) -> Term | None:
     return table.make("clamp", x, data=(low, high), shape=x.shape)
 
 
-def _overlap(inner: tuple[float | None, float | None], outer: tuple[float | None, float | None]) -> tuple[float | None, float | None] | None:
+def _overlap(
+    inner: tuple[float | None, float | None], outer: tuple[float | None, float | None]
+) -> tuple[float | None, float | None] | None:
     lows, highs = ([v for v in side if v is not None] for side in zip(inner, outer, strict=True))
     low, high = max(lows, default=None), min(highs, default=None)
     return None if low is not None and high is not None and low >= high else (low, high)
@@ -441,42 +428,6 @@ def _hard(table: Table, x: Term, low: float, high: float) -> Term | None:
         return None
     inner = total(table, {k: snapped(v / slope) for k, v in p.items() if k}, x.shape)
     return add(table, mul(table, unary(table, "hardsigmoid", inner), high - low), low)
-
-
-def where(table: Table, test: Term, yes: Operand, no: Operand, shape: Shape = None) -> Term:
-    yes, no = (x if isinstance(x, Term) else table.const(x) for x in (yes, no))
-    if test.op == "not" or (test.op in ("gt", "ge") and number(test.args[0]) is not None):
-        test, yes, no = negated(table, test), no, yes
-    if yes is no or number(test) is not None:
-        return yes if yes is no or number(test) else no
-    if plus(poly(yes), scaled(poly(no), -1)) == {(): -1.0}:  # x - 1 or x
-        return sub(table, no, test, shape)
-    if number(no) == 0:
-        return mul(table, test, yes, shape)
-    if number(yes) == 0:
-        return mul(table, negated(table, test), no, shape)
-    known = _chosen(table, test, yes, no) if test.op in ("gt", "ge") else None
-    return known or table.make("where", test, yes, no, shape=shape)
-
-
-def _chosen(table: Table, test: Term, yes: Term, no: Term) -> Term | None:
-    """The activations that are one thing above a bound and another below it."""
-    x, bound = test.args[0], number(test.args[1])
-    scale = ratio(poly(yes), poly(x))
-    if bound is not None and bound >= 10 and scale is not None:
-        beyond = ratio(poly(no), poly(unary(table, "softplus", x)))
-        return no if beyond is not None and close(beyond, scale) else None
-    if bound != 0 or scale is None:
-        return None
-    slope = ratio(poly(no), poly(yes))
-    if slope is not None:
-        return mul(table, scale, leaky(table, x, slope))
-    alpha = ratio(poly(no), plus({(unary(table, "exp", x),): 1.0}, {(): -1.0}))
-    if alpha is None:
-        return None
-    if close(scale, SELU_SCALE) and close(alpha, SELU_SCALE * SELU_ALPHA):
-        return unary(table, "selu", x)
-    return mul(table, scale, elu(table, x, alpha / scale))
 
 
 # -- activations among factors --------------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ class Canon:
     inner: list[tuple[fx.Node, Term]] = field(default_factory=list)  # what the last module call wrote to
     swept: set[str] = field(default_factory=set)
     nested: set[str] = field(default_factory=set)  # swept as part of a parent's graph
-    written: dict[str, Term] = field(default_factory=dict)  # parameters and buffers that were written to, as they are now
+    written: dict[str, Term] = field(default_factory=dict)  # parameters and buffers that were written to
     left: list[Term] = field(default_factory=list)  # what the last sweep's inputs hold at its end
     uses: Counter[str] = field(default_factory=Counter)  # how often code calls a module or reads a parameter
 
@@ -64,7 +64,9 @@ class Canon:
                 env[node] = next(feed)
             elif node.op == "output":
                 self.left = [t for n, t in env.items() if n.op == "placeholder"]
-                return fx.node.map_arg(node.args[0], lambda n: env[n])
+                result: Any = node.args[0]
+                term_of: Any = env.__getitem__
+                return fx.node.map_arg(result, term_of)
             else:
                 env[node] = self.number(path, node, env)
                 for target, term in self._writes(path, node, env):
@@ -111,7 +113,7 @@ class Canon:
         if node.op == "call_module":
             return self._module(path, node, env)
         value = node.meta.get("val")
-        if isinstance(value, (int, float, tuple)) and all(isinstance(v, (int, float)) for v in (value if isinstance(value, tuple) else ())):
+        if all(isinstance(v, (int, float)) for v in (value if isinstance(value, tuple) else (value,))):
             return self._size(node, value, env)
         try:
             found = spelled(self.table, node, lambda a: self.argument(a, env))
@@ -122,7 +124,7 @@ class Canon:
     def _size(self, node: fx.Node, value: Any, env: dict[fx.Node, Term]) -> Term:
         """A number that the graph computes from sizes: two that are computed alike are the same."""
         name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
-        how = repr((node.args, node.kwargs)) if not node.all_input_nodes else repr(fx.node.map_arg((node.args, node.kwargs), lambda n: "."))
+        how = repr(fx.node.map_arg((node.args, node.kwargs), lambda n: "."))
         return self.table.make("size", *(env[n] for n in node.all_input_nodes), data=(name, how, value))
 
     def argument(self, arg: Any, env: dict[fx.Node, Term]) -> Any:
@@ -138,7 +140,9 @@ class Canon:
     def _unknown(self, path: str, node: fx.Node, env: dict[fx.Node, Term]) -> Term:
         args = [env[n] for n in node.all_input_nodes]
         name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
-        return self.table.make(f"call:{name}", *args, data=(path, node.name, len(self.table.terms)), shape=shape_of(node))
+        return self.table.make(
+            f"call:{name}", *args, data=(path, node.name, len(self.table.terms)), shape=shape_of(node)
+        )
 
     def _module(self, path: str, node: fx.Node, env: dict[fx.Node, Term]) -> Term:
         child = join(path, str(node.target))
@@ -146,7 +150,7 @@ class Canon:
         x = env.get(node.args[0]) if node.args and isinstance(node.args[0], fx.Node) else None
         found = layer(self.table, child, module, x, shape_of(node.args[0]), shape_of(node)) if x is not None else None
         if found is not None:
-            self.inner = [(node.args[0], found)] if getattr(module, "inplace", False) else []
+            self.inner = [(node.all_input_nodes[0], found)] if getattr(module, "inplace", False) else []
             return found
         graph = self.graph_of(child)
         if graph is not None:
@@ -159,7 +163,9 @@ class Canon:
                 return self._packed(output, node)
         self.gaps.append(child)
         args = [env[n] for n in node.all_input_nodes]
-        return self.table.make(f"module:{type(module).__name__}", *args, data=(child, len(self.table.terms)), shape=shape_of(node))
+        return self.table.make(
+            f"module:{type(module).__name__}", *args, data=(child, len(self.table.terms)), shape=shape_of(node)
+        )
 
     def _packed(self, output: Any, node: fx.Node) -> Term:
         if isinstance(output, Term):

@@ -6,6 +6,7 @@ that an operation sees: `seen` are the sizes of the operand at hand, and dimensi
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -21,6 +22,7 @@ def linear(table: Table, x: Any, weight: Any, bias: Any, transposed: bool, shape
     if found is None:
         return None
     stored, transposed, rows = found
+    assert stored.shape is not None
     width = stored.shape[1 if transposed else 0]
     rows = rows or (0, width, 1)
     name = _bias(bias, rows, width)
@@ -116,8 +118,9 @@ def permute(table: Table, x: Term, seen: Shape, perm: tuple[int, ...]) -> Term |
     if moved == sorted(moved):
         return view(table, x, shape)
     if len(moved) == 2:
-        matrix = _matrix(table, x, (seen[moved[1]], seen[moved[0]]))
-        turned = matrix.args[0] if matrix.op == "transpose" else table.make("transpose", matrix, shape=matrix.shape[::-1])
+        sizes = (seen[moved[1]], seen[moved[0]])
+        matrix = _matrix(table, x, sizes)
+        turned = matrix.args[0] if matrix.op == "transpose" else table.make("transpose", matrix, shape=sizes[::-1])
         return view(table, turned, shape)
     if x.op == "permute" and x.shape == seen:
         return permute(table, x.args[0], x.args[0].shape, tuple(x.data[p] for p in perm))
@@ -150,11 +153,13 @@ def part(table: Table, x: Term, seen: Shape, dim: int, rows: Rows) -> Term:
         return x if x.op == "const" else table.make("part", x, data=(dim, rows))
     dim = dim - len(seen) if dim >= 0 else dim
     own = range(*rows)
-    rows = (own.start, own.start + len(own) * own.step, own.step) if len(own) > 1 else (own.start, own.start + len(own), 1)
+    rows = (
+        (own.start, own.start + len(own) * own.step, own.step) if len(own) > 1 else (own.start, own.start + len(own), 1)
+    )
     if rows == (0, seen[dim], 1):
         return x
-    shape = (*seen[:dim], len(own), *seen[len(seen) + dim + 1:])
-    base = _split_rows(x, seen) if dim == -2 and rows[2] == 1 or dim == -1 and len(own) == 1 else None
+    shape = (*seen[:dim], len(own), *seen[len(seen) + dim + 1 :])
+    base = _split_rows(x, seen) if (dim == -2 and rows[2] == 1) or (dim == -1 and len(own) == 1) else None
     if base is not None and x.op == "view" and base.shape is not None:
         width, last = seen[-2] * seen[-1], seen[-1]
         inner = (rows[0] * last, rows[1] * last, 1) if dim == -2 else (rows[0], width, last)
@@ -163,7 +168,9 @@ def part(table: Table, x: Term, seen: Shape, dim: int, rows: Rows) -> Term:
         return table.make("part", exposed(table, x, seen), data=(dim, rows), shape=shape)
     if x.op == "linear":
         chosen = range(*x.data.rows)[slice(*rows)]
-        return table.make("linear", *x.args, data=replace(x.data, rows=(chosen.start, chosen.stop, chosen.step)), shape=shape)
+        return table.make(
+            "linear", *x.args, data=replace(x.data, rows=(chosen.start, chosen.stop, chosen.step)), shape=shape
+        )
     if x.op == "part" and x.data[0] == -1:
         chosen = range(*x.data[1])[slice(*rows)]
         return part(table, x.args[0], x.args[0].shape, -1, (chosen.start, chosen.stop, chosen.step))
@@ -175,7 +182,7 @@ def select(table: Table, x: Term, seen: Shape, dim: int, index: int) -> Term | N
     if not seen:
         return None
     dim, index = dim % len(seen), index % seen[dim]
-    return view(table, part(table, x, seen, dim, (index, index + 1, 1)), (*seen[:dim], *seen[dim + 1:]))
+    return view(table, part(table, x, seen, dim, (index, index + 1, 1)), (*seen[:dim], *seen[dim + 1 :]))
 
 
 def pieces(table: Table, x: Term, seen: Shape, dim: int, sizes: list[int]) -> Term | None:
@@ -190,7 +197,7 @@ def glu(table: Table, x: Term, seen: Shape, dim: int, shape: Shape) -> Term | No
     return mul(table, halves.args[0], unary(table, "sigmoid", halves.args[1]), shape) if halves is not None else None
 
 
-# -- torch's ways to ask for parts: (table, x, its sizes, further arguments by name or position, sizes of the result) ------
+# -- torch's ways to ask for parts: of (table, x, its sizes, further arguments, sizes of the result) -----------------
 
 
 def _chunk(table: Table, x: Term, seen: Shape, a: dict[str, Any], shape: Shape) -> Term | None:
@@ -213,7 +220,7 @@ def _tensor_split(table: Table, x: Term, seen: Shape, a: dict[str, Any], shape: 
     if isinstance(n, int):
         return pieces(table, x, seen, dim, [width // n + (i < width % n) for i in range(n)])
     edges = [0, *n, width]
-    return pieces(table, x, seen, dim, [b - a for a, b in zip(edges, edges[1:], strict=False)])
+    return pieces(table, x, seen, dim, [b - a for a, b in itertools.pairwise(edges)])
 
 
 def _unbind(table: Table, x: Term, seen: Shape, a: dict[str, Any], shape: Shape) -> Term | None:
@@ -249,7 +256,7 @@ def _indexed(table: Table, x: Term, seen: list[int], index: list[Any], shape: Sh
         return None
     asked = [i for i in index if i is not None]
     at = asked.index(Ellipsis) if Ellipsis in asked else len(asked)
-    asked[at:at + 1] = [slice(None)] * (len(seen) - len(asked) + (at < len(asked)))
+    asked[at : at + 1] = [slice(None)] * (len(seen) - len(asked) + (at < len(asked)))
     if len(asked) != len(seen):
         return None
     for dim in reversed(range(len(seen))):
@@ -292,20 +299,26 @@ def _glu(table: Table, x: Term, seen: Shape, a: dict[str, Any], shape: Shape) ->
 
 
 Packed = Callable[[Table, Term, Shape, dict[str, Any], Shape], Term | None]
+SPLIT, SWAP = ("size", "dim"), ("dim0", "dim1")
 PACKED: dict[str, tuple[Packed, tuple[str, ...]]] = {  # function, names of its further arguments
-    "chunk": (_chunk, ("chunks", "dim")), "split": (_split, ("size", "dim")), "unsafe_chunk": (_chunk, ("chunks", "dim")),
-    "split_with_sizes": (_split, ("size", "dim")), "unsafe_split": (_split, ("size", "dim")),
-    "tensor_split": (_tensor_split, ("n", "dim")), "unbind": (_unbind, ("dim",)), "narrow": (_narrow, ("dim", "start", "length")),
+    "chunk": (_chunk, ("chunks", "dim")), "unsafe_chunk": (_chunk, ("chunks", "dim")), "split": (_split, SPLIT),
+    "split_with_sizes": (_split, SPLIT), "unsafe_split": (_split, SPLIT), "tensor_split": (_tensor_split, ("n", "dim")),
+    "unbind": (_unbind, ("dim",)), "narrow": (_narrow, ("dim", "start", "length")),
     "slice": (_slice, ("dim", "start", "end", "step")), "getitem": (_getitem, ("index",)),
-    "select": (_select, ("dim", "index")), "permute": (_permute, ("dims",)), "transpose": (_transpose, ("dim0", "dim1")),
-    "swapaxes": (_transpose, ("dim0", "dim1")), "swapdims": (_transpose, ("dim0", "dim1")), "t": (_t, ()), "mT": (_t, ()), "numpy_T": (_t, ()),
+    "select": (_select, ("dim", "index")), "permute": (_permute, ("dims",)), "transpose": (_transpose, SWAP),
+    "swapaxes": (_transpose, SWAP), "swapdims": (_transpose, SWAP), "t": (_t, ()), "mT": (_t, ()), "numpy_T": (_t, ()),
     "repeat": (_repeat, ()), "glu": (_glu, ("dim",)),
 }  # fmt: skip
-ALSO = {"split_size_or_sections": "size", "split_size": "size", "split_sizes": "size", "sections": "n", "indices": "n",
-        "indices_or_sections": "n", "tensor_indices_or_sections": "n", "axis0": "dim0", "axis1": "dim1", "axis": "dim"}  # fmt: skip
+ALSO = {
+    **dict.fromkeys(("split_size_or_sections", "split_size", "split_sizes"), "size"),
+    **dict.fromkeys(("sections", "indices", "indices_or_sections", "tensor_indices_or_sections"), "n"),
+    "axis0": "dim0", "axis1": "dim1", "axis": "dim",
+}
 
 
-def packed(table: Table, name: str, x: Term, seen: Shape, args: list[Any], kwargs: dict[str, Any], shape: Shape) -> Term | None:
+def packed(
+    table: Table, name: str, x: Term, seen: Shape, args: list[Any], kwargs: dict[str, Any], shape: Shape
+) -> Term | None:
     function, names = PACKED[name]
     if name == "permute" and args and isinstance(args[0], int):
         args = [tuple(args)]

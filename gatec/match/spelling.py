@@ -10,6 +10,7 @@ import torch
 from torch import fx, nn
 
 from gatec.match import algebra as al
+from gatec.match import choices as ch
 from gatec.match import packed as pk
 from gatec.match.terms import Linear, Table, Term, join, shape_of
 from gatec.match.written import number
@@ -30,30 +31,110 @@ MODULES: dict[type[nn.Module], Callable[[nn.Module], tuple[str, Any]]] = {
     nn.LogSigmoid: lambda m: ("logsigmoid", None),
 }
 WITH_PARAMETERS: dict[type[nn.Module], Callable[[Table, Any, Term], Term | None]] = {
-    nn.Softplus: lambda t, m, x: al.softplus(t, x, m.beta, m.threshold), nn.ELU: lambda t, m, x: al.elu(t, x, m.alpha),
-    nn.CELU: lambda t, m, x: _celu(t, x, m.alpha), nn.LeakyReLU: lambda t, m, x: al.leaky(t, x, m.negative_slope),
-    nn.Hardtanh: lambda t, m, x: al.clamp(t, x, m.min_val, m.max_val), nn.ReLU6: lambda t, m, x: al.clamp(t, x, 0.0, 6.0),
+    nn.Softplus: lambda t, m, x: al.softplus(t, x, m.beta, m.threshold),
+    nn.ELU: lambda t, m, x: al.elu(t, x, m.alpha),
+    nn.CELU: lambda t, m, x: _celu(t, x, m.alpha),
+    nn.LeakyReLU: lambda t, m, x: al.leaky(t, x, m.negative_slope),
+    nn.Hardtanh: lambda t, m, x: al.clamp(t, x, m.min_val, m.max_val),
+    nn.ReLU6: lambda t, m, x: al.clamp(t, x, 0.0, 6.0),
     nn.Threshold: lambda t, m, x: _threshold(t, [x, m.threshold, m.value], {}, None),
-}  # fmt: skip
+}
 
 UNARY = {
-    **{n: n for n in ("relu", "silu", "sigmoid", "tanh", "mish", "hardswish", "hardsigmoid", "softsign", "selu", "exp", "log",
-                      "erf", "erfc", "expm1", "log1p", "sqrt", "rsqrt", "abs", "cos", "sin", "logsigmoid", "ndtr")},
-    "expit": "sigmoid", "special_expit": "sigmoid", "special_erf": "erf", "special_erfc": "erfc", "special_expm1": "expm1",
-    "special_log1p": "log1p", "special_ndtr": "ndtr", "log_sigmoid": "logsigmoid", "absolute": "abs", "swish": "silu",
-}  # fmt: skip
-NOISE = {"contiguous", "clone", "detach", "requires_grad", "identity", "alias", "lift_fresh_copy", "lift_fresh", "positive",
-         "pos", "cpu", "cuda"}  # fmt: skip
-CASTS = {"to", "type_as", "float", "double", "half", "bfloat16", "type", "_to_copy", "convert_element_type", "int", "long",
-         "bool", "short", "char", "byte"}  # fmt: skip
-SHAPES = {"view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "expand", "expand_as", "view_as", "_unsafe_view",
-          "broadcast_to", "reshape_as", "ravel", "view_copy", "expand_copy", "unsqueeze_copy", "squeeze_copy"}  # fmt: skip
+    **{
+        n: n
+        for n in (
+            "relu",
+            "silu",
+            "sigmoid",
+            "tanh",
+            "mish",
+            "hardswish",
+            "hardsigmoid",
+            "softsign",
+            "selu",
+            "exp",
+            "log",
+            "erf",
+            "erfc",
+            "expm1",
+            "log1p",
+            "sqrt",
+            "rsqrt",
+            "abs",
+            "cos",
+            "sin",
+            "logsigmoid",
+            "ndtr",
+        )
+    },
+    "expit": "sigmoid",
+    "special_expit": "sigmoid",
+    "special_erf": "erf",
+    "special_erfc": "erfc",
+    "special_expm1": "expm1",
+    "special_log1p": "log1p",
+    "special_ndtr": "ndtr",
+    "log_sigmoid": "logsigmoid",
+    "absolute": "abs",
+    "swish": "silu",
+}
+NOISE = {
+    "contiguous",
+    "clone",
+    "detach",
+    "requires_grad",
+    "identity",
+    "alias",
+    "lift_fresh_copy",
+    "lift_fresh",
+    "positive",
+    "pos",
+    "cpu",
+    "cuda",
+}
+CASTS = {
+    "to",
+    "type_as",
+    "float",
+    "double",
+    "half",
+    "bfloat16",
+    "type",
+    "_to_copy",
+    "convert_element_type",
+    "int",
+    "long",
+    "bool",
+    "short",
+    "char",
+    "byte",
+}
+SHAPES = {
+    "view",
+    "reshape",
+    "flatten",
+    "unflatten",
+    "squeeze",
+    "unsqueeze",
+    "expand",
+    "expand_as",
+    "view_as",
+    "_unsafe_view",
+    "broadcast_to",
+    "reshape_as",
+    "ravel",
+    "view_copy",
+    "expand_copy",
+    "unsqueeze_copy",
+    "squeeze_copy",
+}
 DROPOUT = {"dropout", "feature_dropout", "alpha_dropout", "dropout1d", "dropout2d", "dropout3d"}
 WIDE = {torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.complex64, torch.complex128}
 REDUCED = {"sum", "mean", "amax", "amin"}
 
 
-def layer(table: Table, path: str, module: nn.Module, x: Term, seen: al.Shape, shape: al.Shape) -> Term | None:
+def layer(table: Table, path: str, module: Any, x: Term, seen: al.Shape, shape: al.Shape) -> Term | None:
     """The term of a call of one of torch's own layers, or None where its children must be asked."""
     kind = type(module)
     if kind.forward is nn.Linear.forward:
@@ -62,7 +143,9 @@ def layer(table: Table, path: str, module: nn.Module, x: Term, seen: al.Shape, s
         linear = Linear(path, join(path, "weight"), bias, False, width, (0, width, 1))
         return table.make("linear", x, data=linear, shape=shape)
     if isinstance(module, (nn.Dropout, nn.AlphaDropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)):
-        return x if not module.training or module.p == 0 else table.make("dropout", x, data=(module.p, path), shape=shape)
+        return (
+            x if not module.training or module.p == 0 else table.make("dropout", x, data=(module.p, path), shape=shape)
+        )
     if kind is nn.Identity:
         return x
     if kind is nn.GLU:
@@ -108,7 +191,9 @@ def spelled(table: Table, node: fx.Node, arg: Args) -> Term | None:
     if not isinstance(x, Term):
         return x[args[1]] if name == "getitem" and isinstance(x, tuple) and isinstance(args[1], int) else None
     if name in pk.PACKED:
-        return pk.packed(table, name, x, seen, [_int(a) for a in args[1:]], {k: _int(v) for k, v in kwargs.items()}, shape)
+        return pk.packed(
+            table, name, x, seen, [_int(a) for a in args[1:]], {k: _int(v) for k, v in kwargs.items()}, shape
+        )
     if name in OVER:
         dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
         return _over(table, OVER[name], x, seen, dim) if isinstance(dim, int) and dim is not True else None
@@ -136,7 +221,11 @@ def _name(node: fx.Node) -> str | None:
         return _plain(target)
     name = getattr(target, "__name__", None)
     module = str(getattr(target, "__module__", None) or getattr(type(target), "__module__", ""))
-    known = target is getattr or module.split(".")[0] in ("torch", "_operator", "operator", "builtins", "math") or module == ""
+    known = (
+        target is getattr
+        or module.split(".")[0] in ("torch", "_operator", "operator", "builtins", "math")
+        or module == ""
+    )
     if not known or not isinstance(name, str) or (module.startswith("torch") and name == "apply"):
         return None
     return _plain(name)
@@ -185,7 +274,7 @@ def _dtype(node: Any) -> torch.dtype | None:
 
 
 def _cast(table: Table, node: fx.Node, x: Term) -> Term | None:
-    """Between the dtypes that models compute in a cast is noise; to whole numbers or to eight bits it is a computation."""
+    """Between the dtypes of floating point a cast is noise; to whole numbers or to eight bits it computes."""
     before, after = _dtype(_first(node)), _dtype(node)
     if after is None or after == before or after in WIDE:
         return x
@@ -193,22 +282,24 @@ def _cast(table: Table, node: fx.Node, x: Term) -> Term | None:
 
 
 def _aligned(table: Table, node: fx.Node, args: list[Any], shape: al.Shape) -> list[Any]:
-    """Operands of which each is repeated for the other keep the sizes by which they meet: x[:, None] * x[None] is no square."""
+    """Operands that are both repeated keep the sizes by which they meet: x[:, None] * x[None] is no square."""
     shapes = [shape_of(a) for a in node.args[:2]]
     if len(shapes) < 2 or shape is None or any(s is None or _bare(s) == _bare(shape) for s in shapes):
         return args
     pairs = zip(args, shapes, strict=False)
-    return [pk.exposed(table, x, _bare(s)) if isinstance(x, Term) and _bare(x.shape) != _bare(s) else x for x, s in pairs]
+    return [
+        pk.exposed(table, x, _bare(s)) if isinstance(x, Term) and _bare(x.shape) != _bare(s) else x for x, s in pairs
+    ]
 
 
 def _bare(shape: al.Shape) -> al.Shape:
     """Sizes without the leading ones."""
     shape = shape or ()
-    return shape[next((i for i, s in enumerate(shape) if s != 1), len(shape)):]
+    return shape[next((i for i, s in enumerate(shape) if s != 1), len(shape)) :]
 
 
 def _dropout(node: fx.Node) -> tuple[float, bool]:
-    values = dict(zip(("x", "p", "training"), node.args, strict=False)) | dict(node.kwargs)
+    values: dict[str, Any] = dict(zip(("x", "p", "training"), node.args, strict=False)) | dict(node.kwargs)
     return values.get("p", 0.5), bool(values.get("training", values.get("train", True)))
 
 
@@ -221,7 +312,9 @@ def _over(table: Table, name: str, x: Term, seen: al.Shape, dim: int) -> Term | 
     return table.make(name, x, data=dim, shape=x.shape)
 
 
-def _reduced(table: Table, name: str, x: Term, seen: al.Shape, args: list[Any], kwargs: dict[str, Any], shape: al.Shape) -> Term | None:
+def _reduced(
+    table: Table, name: str, x: Term, seen: al.Shape, args: list[Any], kwargs: dict[str, Any], shape: al.Shape
+) -> Term | None:
     dims = kwargs.get("dim", args[0] if args else None)
     dims = (dims,) if isinstance(dims, int) else dims
     if seen is None or shape is None or not (dims is None or isinstance(dims, tuple)):
@@ -238,9 +331,15 @@ def _binary(function: Callable[..., Term | None]) -> Callable[..., Term | None]:
         extra = {k: v for k, v in kwargs.items() if k not in ("other", "exponent", "mat2") and v is not None}
         if len(args) == 3 and not extra:
             args, extra = args[:2], {"alpha": args[2]}
-        if len(args) != 2 or not all(isinstance(a, (Term, int, float)) for a in args) or not any(isinstance(a, Term) for a in args):
+        if (
+            len(args) != 2
+            or not all(isinstance(a, (Term, int, float)) for a in args)
+            or not any(isinstance(a, Term) for a in args)
+        ):
             return None
-        return function(table, args[0], args[1], shape, **extra)  # an argument that it has not is refused with a TypeError
+        return function(
+            table, args[0], args[1], shape, **extra
+        )  # an argument that it has not is refused with a TypeError
 
     return build
 
@@ -259,10 +358,10 @@ BINARY: dict[str, Callable[..., Term | None]] = {
     "rsub": lambda t, a, b, s, alpha=1: al.sub(t, b, a, s, alpha), "mul": al.mul, "imul": al.mul, "multiply": al.mul,
     "rmul": al.mul, "div": al.div, "truediv": al.div, "itruediv": al.div, "true_divide": al.div, "divide": al.div,
     "rtruediv": lambda t, a, b, s: al.div(t, b, a, s), "rdiv": lambda t, a, b, s: al.div(t, b, a, s),
-    "pow": al.power, "ipow": al.power, "maximum": al.maximum, "minimum": al.minimum, "max": _two(al.maximum),
-    "min": _two(al.minimum), "fmax": al.maximum, "fmin": al.minimum, "gt": al.compare("gt"), "ge": al.compare("ge"),
-    "lt": al.compare("lt"), "le": al.compare("le"), "greater": al.compare("gt"), "less": al.compare("lt"),
-    "greater_equal": al.compare("ge"), "less_equal": al.compare("le"),
+    "pow": al.power, "ipow": al.power, "maximum": ch.maximum, "minimum": ch.minimum, "max": _two(ch.maximum),
+    "min": _two(ch.minimum), "fmax": ch.maximum, "fmin": ch.minimum, "gt": ch.compare("gt"), "ge": ch.compare("ge"),
+    "lt": ch.compare("lt"), "le": ch.compare("le"), "greater": ch.compare("gt"), "less": ch.compare("lt"),
+    "greater_equal": ch.compare("ge"), "less_equal": ch.compare("le"),
 }  # fmt: skip
 MATMUL = {"matmul": pk.matmul, "bmm": pk.matmul, "mm": pk.matmul, "imatmul": pk.matmul, "linalg_matmul": pk.matmul}
 OVER = {"softmax": "softmax", "_softmax": "softmax", "log_softmax": "log_softmax", "_log_softmax": "log_softmax"}
@@ -287,12 +386,16 @@ def _elu(table: Table, args: list[Any], kwargs: dict[str, Any], shape: Any) -> T
     return al.mul(table, al.elu(table, args[0], alpha), scale)
 
 
-def _given(function: Callable[..., Term | None], names: tuple[str, ...], defaults: tuple[Any, ...]) -> Callable[..., Term | None]:
+def _given(
+    function: Callable[..., Term | None], names: tuple[str, ...], defaults: tuple[Any, ...]
+) -> Callable[..., Term | None]:
     """A function of a term and numbers, which may be given by position or by name."""
 
     def build(table: Table, args: list[Any], kwargs: dict[str, Any], shape: Any) -> Term | None:
         values = dict(zip(names, defaults, strict=True)) | dict(zip(names, args[1:], strict=False))
-        return function(table, args[0], *({**values, **{k: v for k, v in kwargs.items() if k in values}}[n] for n in names))
+        return function(
+            table, args[0], *({**values, **{k: v for k, v in kwargs.items() if k in values}}[n] for n in names)
+        )
 
     return build
 
@@ -304,13 +407,13 @@ def _clamp(table: Table, args: list[Any], kwargs: dict[str, Any], shape: Any) ->
 
 
 def _hardtanh(table: Table, args: list[Any], kwargs: dict[str, Any], shape: Any) -> Term | None:
-    low, high = [*args[1:], *(-1.0, 1.0)[len(args) - 1:]][:2]
+    low, high = [*args[1:], *(-1.0, 1.0)[len(args) - 1 :]][:2]
     return al.clamp(table, args[0], kwargs.get("min_val", low), kwargs.get("max_val", high))
 
 
 def _threshold(table: Table, args: list[Any], kwargs: dict[str, Any], shape: Any) -> Term | None:
     bound, value = [*args[1:], *(kwargs[k] for k in ("threshold", "value") if k in kwargs)][:2]
-    return al.where(table, al.compare("gt")(table, args[0], bound), args[0], value, shape)
+    return ch.where(table, ch.compare("gt")(table, args[0], bound), args[0], value, shape)
 
 
 def _lerp(table: Table, args: list[Any], kwargs: dict[str, Any], shape: Any) -> Term | None:
@@ -329,12 +432,12 @@ def _addc(function: Callable[..., Term]) -> Callable[..., Term | None]:
 
 def _where(table: Table, args: list[Any], kwargs: dict[str, Any], shape: Any) -> Term | None:
     test, yes, no = [*args, *(kwargs[k] for k in ("input", "other") if k in kwargs)]
-    return al.where(table, test, yes, no, shape) if isinstance(test, Term) else None
+    return ch.where(table, test, yes, no, shape) if isinstance(test, Term) else None
 
 
 def _filled(table: Table, args: list[Any], kwargs: dict[str, Any], shape: Any) -> Term | None:
     test, value = [*args[1:], *(kwargs[k] for k in ("mask", "value") if k in kwargs)]
-    return al.where(table, test, value, args[0], shape)
+    return ch.where(table, test, value, args[0], shape)
 
 
 def _logaddexp(table: Table, a: Any, b: Any, shape: Any = None) -> Term | None:
@@ -365,7 +468,7 @@ def _getattr(table: Table, args: list[Any], kwargs: dict[str, Any], shape: Any) 
 
 
 def _not(table: Table, args: list[Any], kwargs: dict[str, Any], shape: Any) -> Term | None:
-    return al.negated(table, args[0]) if args[0].op in ("gt", "ge", "not") else None
+    return ch.negated(table, args[0]) if args[0].op in ("gt", "ge", "not") else None
 
 
 def _first_of(table: Table, args: list[Any], kwargs: dict[str, Any]) -> Term | None:

@@ -1,4 +1,4 @@
-"""Sums as polynomials over terms, and what written-out activations look like in them: this file looks and builds nothing."""
+"""Sums as polynomials over terms, and what written-out activations look like in them: it looks, and builds nothing."""
 
 from __future__ import annotations
 
@@ -113,9 +113,9 @@ def found_in(t: Term, factors: list[Term]) -> tuple[float, Key] | None:
         k, c = next(iter(p.items()))
         return (c, k) if k and without(factors, k) is not None else None
     for f in factors:
-        c = ratio(p, poly(f)) if f.op == "add" else None
-        if c is not None:
-            return c, (f,)
+        r = ratio(p, poly(f)) if f.op == "add" else None
+        if r is not None:
+            return r, (f,)
     return None
 
 
@@ -136,7 +136,7 @@ def gate(f: Term) -> tuple[str, Term] | None:
 def cubic(p: Poly) -> tuple[float, Key] | None:
     """(c, Z) where p is sqrt(2 / pi) (z + 0.044715 z^3) of z = c Z, however it is factored."""
     if len(p) == 1:
-        (k, v), = p.items()
+        ((k, v),) = p.items()
         return next((found for f in k if f.op == "add" and (found := _factored(k, v, f))), None)
     for k, v in p.items():  # a product Z
         c = v / ROOT

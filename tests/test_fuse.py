@@ -1,0 +1,84 @@
+"""Fusing changes nothing but speed: same values, same gradients, same file names, readable sources."""
+
+import copy
+
+import pytest
+import torch
+from test_recognise import GATES, Block, X
+
+import gatec
+from gatec.verify import distance
+
+ONE_OPERATION = ("bilinear", "F.glu")  # one launch already: nothing to fuse
+POINTWISE = [name for name in GATES if name not in (*ONE_OPERATION, "hard")]
+
+
+@pytest.mark.parametrize("name", POINTWISE)
+def test_fused_is_the_same_function_forward_and_backward(name):
+    model = Block(GATES[name][0])
+    fused = gatec.fuse(model, X, everywhere=True)
+    assert any(e.verdict == "put" for e in gatec.report(fused).edits), gatec.report(fused)
+    x, y = X.clone().requires_grad_(), X.clone().requires_grad_()
+    model(x).square().sum().backward()
+    fused(y).square().sum().backward()
+    assert distance(y.grad, x.grad) < 1e-5
+    for (n, p), (_, q) in zip(model.named_parameters(), fused.named_parameters(), strict=True):
+        if p.grad is not None:
+            assert distance(q.grad, p.grad) < 1e-5, n
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_fused_follows_the_dtype(dtype):
+    model = Block(GATES["swiglu"][0])
+    fused = gatec.fuse(model, X, everywhere=True).to(dtype)
+    assert distance(fused(X.to(dtype)), copy.deepcopy(model).to(dtype)(X.to(dtype))) <= 2 * torch.finfo(dtype).eps
+
+
+def test_on_a_cpu_the_modules_are_left_alone_and_kernels_are_generated():
+    model = Block(GATES["swiglu"][0])
+    fused = gatec.fuse(model, X)
+    assert type(fused) is Block
+    assert "on a CPU the region runs as its own graph" in gatec.report(fused).edits[0].why
+    assert list(gatec.kernels_of(fused)) == ["model.glu_silu"]
+
+
+def test_a_kernel_runs_by_itself_and_names_its_origin():
+    kernel = gatec.kernels_of(gatec.fuse(Block(GATES["highway"][0]), X))["model.highway_sigmoid"]
+    assert "gatec" not in "".join(line for line in kernel.source.splitlines() if "import" in line)
+    assert "test_recognise.py" in kernel.source.splitlines()[0]
+
+
+def test_fusing_twice_is_fusing_once():
+    fused = gatec.fuse(Block(GATES["swiglu"][0]), X, everywhere=True)
+    again = gatec.fuse(fused, X, everywhere=True)
+    assert not any(e.verdict == "put" for e in gatec.report(again).edits)
+    assert torch.equal(again(X), fused(X))
+
+
+def test_a_fused_module_falls_back_where_its_call_cannot_be_captured():
+    class Asks(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = torch.nn.Linear(8, 8), torch.nn.Linear(8, 8)
+
+        def forward(self, x, strict=False):
+            if strict and bool(x.sum() > 1e9):
+                return x
+            return torch.sigmoid(self.a(x)) * self.b(x)
+
+    model = Asks()
+    fused = gatec.fuse(model, X, everywhere=True)
+    assert torch.equal(fused(X, strict=True), model(X, strict=True))
+    assert vars(fused)["_gatec"].fallbacks == 1
+
+
+def test_torch_compile_sees_through_a_fused_model():
+    model = Block(GATES["swiglu"][0]).eval()
+    fused = gatec.fuse(model, X, everywhere=True)
+    compiled = torch.compile(fused, backend="aot_eager", fullgraph=True)
+    assert distance(compiled(X), model(X)) < 1e-6
+
+
+def test_onnx_sees_no_op_of_ours(tmp_path):
+    fused = gatec.fuse(Block(GATES["swiglu"][0]).eval(), X, everywhere=True)
+    assert "Sigmoid" in str(gatec.export(fused, tmp_path / "m.onnx", X))
