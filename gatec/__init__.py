@@ -29,7 +29,7 @@ from gatec.report import Report, report  # noqa: E402
 from gatec.site import Layer, Site  # noqa: E402
 
 __version__ = "0.1.0"
-__all__ = [
+__all__ = [  # noqa: RUF022 - in the order in which a reader meets them
     # what a user calls
     "scan", "why", "convert", "convert_", "fuse", "fuse_", "compact", "export", "save", "load", "report", "gates",
     "kernels_of", "gate_parameters",

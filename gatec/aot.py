@@ -148,15 +148,11 @@ def operand(text: str, dtype: torch.dtype) -> Tensor:
     sizes = [int(n) for n in shape.split("x")]
     if not strides:
         return torch.empty(sizes, dtype=dtype, device="meta")
-    return torch.empty_strided(
-        sizes, [int(n) for n in strides.split("x")], dtype=dtype, device="meta"
-    )
+    return torch.empty_strided(sizes, [int(n) for n in strides.split("x")], dtype=dtype, device="meta")
 
 
 def main(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="gatec.aot", description="compile a kernel without its GPU"
-    )
+    parser = argparse.ArgumentParser(prog="gatec.aot", description="compile a kernel without its GPU")
     parser.add_argument("file", type=Path)
     parser.add_argument("--target", action="append", required=True)
     parser.add_argument("--shape", action="append", default=[], help="of each operand, in order")

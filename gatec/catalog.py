@@ -44,7 +44,9 @@ def steps(passes: Iterable[Any], options: dict[str, Any]) -> list[Step]:
         elif isinstance(item, (list, tuple)):
             found.extend(steps(item, {}))
         else:
-            raise GatecError("a pass as text or as a Gate", found=repr(item)[:80], hint='"glu", "moe(experts=8,top_k=2)"')
+            raise GatecError(
+                "a pass as text or as a Gate", found=repr(item)[:80], hint='"glu", "moe(experts=8,top_k=2)"'
+            )
     if not found:
         raise GatecError("at least one pass", found="none", hint=f"one of {', '.join(gates())}")
     if options and len(found) > 1:
@@ -59,7 +61,12 @@ def parse(text: str) -> list[Step]:
     for part in _split(text):
         name, opened, inside = part.strip().partition("(")
         if opened and not inside.endswith(")"):
-            raise GatecError("a pass as NAME or NAME(option=value,...)", found=part.strip(), where=text, hint="moe(experts=8,top_k=2)")
+            raise GatecError(
+                "a pass as NAME or NAME(option=value,...)",
+                found=part.strip(),
+                where=text,
+                hint="moe(experts=8,top_k=2)",
+            )
         if part.strip():
             found.append((gate(name.strip()), _options(inside[:-1], text)))
     return found

@@ -24,10 +24,14 @@ class Census:
     missed: list[tuple[str, str]]
 
     def __str__(self) -> str:
-        rows = [f"{self.model}: {len(self.gates)} gates, {sum(e.verdict == 'put' for e in self.places)} places for more"]
+        rows = [
+            f"{self.model}: {len(self.gates)} gates, {sum(e.verdict == 'put' for e in self.places)} places for more"
+        ]
         rows += ["", "gates"] + [f"  {f}" for f in self.gates] if self.gates else []
         rows += ["", "places"] + [f"  {e}" for e in self.places] if self.places else []
-        rows += ["", "not captured"] + [f"  {p or '(model)':<40} {why}" for p, why in self.missed] if self.missed else []
+        rows += (
+            ["", "not captured"] + [f"  {p or '(model)':<40} {why}" for p, why in self.missed] if self.missed else []
+        )
         return "\n".join(rows)
 
 

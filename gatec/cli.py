@@ -10,8 +10,8 @@ import typer
 from typer.core import TyperGroup
 
 import gatec
-from gatec import demo as tour
 from gatec import bench as benchmarks
+from gatec import demo as tour
 from gatec import settings, zoo
 from gatec.errors import GatecError
 from gatec.screen import errors, say, table, working

@@ -29,13 +29,17 @@ def compact(model: Model, inputs: Any = None) -> Model:
     model = copied(model)
     gated = closing(model)
     if not gated:
-        raise GatecError("a model with pruning gates", found=f"none in {type(model).__name__}", hint='gatec.convert(model, "prune")')
+        raise GatecError(
+            "a model with pruning gates", found=f"none in {type(model).__name__}", hint='gatec.convert(model, "prune")'
+        )
     program = prepare(model, inputs)
     with all_or_nothing() as undo:
         for path, unit, rewrite in gated:
             program.edits.append(_unit(program, path, unit, rewrite, undo))
         if not any(e.verdict == "put" for e in program.edits):
-            raise GatecError("a unit that can be compacted", found="; ".join(f"{e.site}: {e.why}" for e in program.edits[:4]))
+            raise GatecError(
+                "a unit that can be compacted", found="; ".join(f"{e.site}: {e.why}" for e in program.edits[:4])
+            )
         moved = distance(forward(model, program), program.calls[""][0].output)
         attach(model, Report(tuple(program.edits), moved), undo)
         remember(model, {"compact": sorted(e.site for e in program.edits if e.verdict == "put")}, undo)

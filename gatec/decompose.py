@@ -106,9 +106,7 @@ def celu(x: Tensor, alpha: Number = 1) -> Tensor:
 
 
 @decompose(aten.elu_backward.default)
-def elu_backward(
-    g: Tensor, alpha: Number, scale: Number, input_scale: Number, is_result: bool, x: Tensor
-) -> Tensor:
+def elu_backward(g: Tensor, alpha: Number, scale: Number, input_scale: Number, is_result: bool, x: Tensor) -> Tensor:
     steep = input_scale * alpha * scale
     below: Tensor
     below = (x + alpha * scale) * input_scale if is_result else torch.exp(x * input_scale) * steep

@@ -75,10 +75,7 @@ def _indented(thing: object) -> str:
 
 def _kernels(model: nn.Module) -> None:
     kernels = gatec.kernels_of(model)
-    table(
-        [f"  {name}", f"{len(kernel.source.splitlines())} lines of Triton"]
-        for name, kernel in kernels.items()
-    )
+    table([f"  {name}", f"{len(kernel.source.splitlines())} lines of Triton"] for name, kernel in kernels.items())
     if kernels and not torch.cuda.is_available():
         say("  without a GPU each region runs as its own eager graph")
 

@@ -40,9 +40,7 @@ def derive(fn: Callable[..., Tensor], examples: Sequence[Tensor]) -> Derived:
     shape = torch.broadcast_shapes(*(x.shape for x in operands))
     if not isinstance(out, Tensor) or out.shape != shape:
         found = f"a result of shape {tuple(out.shape)}" if isinstance(out, Tensor) else repr(out)
-        raise GatecError(
-            f"a pointwise function of operands that broadcast to {tuple(shape)}", found=found
-        )
+        raise GatecError(f"a pointwise function of operands that broadcast to {tuple(shape)}", found=found)
 
     names = operand_names(fn, len(operands))
     full = [torch.empty(shape, dtype=widened(x, operands), device="meta") for x in operands]

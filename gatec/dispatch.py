@@ -109,5 +109,3 @@ def _write(region: str, device: torch.device, table: dict[str, str]) -> None:
         Path(name).replace(file)
     except OSError:
         return  # a read-only home: measured again next time
-
-

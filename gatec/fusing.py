@@ -47,7 +47,9 @@ def fuse_(model: Model, inputs: Any = None, *, everywhere: bool = False) -> Mode
     return model
 
 
-def _unit(program: Program, path: str, everywhere: bool, kernels: dict[str, Kernel], undo: list[Any], twins: Any) -> list[Edit]:
+def _unit(
+    program: Program, path: str, everywhere: bool, kernels: dict[str, Kernel], undo: list[Any], twins: Any
+) -> list[Edit]:
     """Fuse one module if its device has kernels; its sources are generated either way."""
     module, call, fusion = program.module(path), program.calls[path][0], Fusion(everywhere)
     steps: list[Callable[[], Any]] = []
@@ -63,7 +65,11 @@ def _unit(program: Program, path: str, everywhere: bool, kernels: dict[str, Kern
         kernels.update({f"{path or 'model'}.{n}": k for n, k in fusion.kernels.items()})
         left = [Edit("fuse", path, "left", why) for why in fusion.left.values()]
         if not fusion.put:
-            return left or [Edit("fuse", path, "left", EAGER if fusion.kernels else "no two pointwise nodes to fuse around its gate")]
+            return left or [
+                Edit(
+                    "fuse", path, "left", EAGER if fusion.kernels else "no two pointwise nodes to fuse around its gate"
+                )
+            ]
         drift, probe = installed(program, path, module, Fusion(everywhere), steps, twins)
     except Refused as e:
         while steps:

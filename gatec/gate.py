@@ -82,7 +82,9 @@ class Gate:
         unknown = sorted(set(given) - set(self.defaults))
         if unknown:
             known = ", ".join(f"{k}={v!r}" for k, v in self.defaults.items()) or "none"
-            raise GatecError(f"options that the pass {self.name} knows", found=", ".join(unknown), hint=f"its options: {known}")
+            raise GatecError(
+                f"options that the pass {self.name} knows", found=", ".join(unknown), hint=f"its options: {known}"
+            )
         return {**self.defaults, **given}
 
     def accepted(self, function: Callable[..., Any], values: dict[str, Any]) -> dict[str, Any]:
@@ -103,5 +105,7 @@ class Gate:
 def _found_at(home: str) -> Gate:
     gate = getattr(sys.modules.get(home) or __import__(home, fromlist=["GATE"]), "GATE", None)
     if not isinstance(gate, Gate):
-        raise GatecError(f"the pass that this model was rewritten with, {home}.GATE", hint="import the file that declares it")
+        raise GatecError(
+            f"the pass that this model was rewritten with, {home}.GATE", hint="import the file that declares it"
+        )
     return gate

@@ -33,7 +33,9 @@ def save(model: nn.Module, folder: str | Path) -> Path:
     """Write recipe.json (the edits, their options and sites, versions) and model.safetensors into `folder`."""
     steps = history(model)
     if not steps:
-        raise GatecError("a model that gatec has rewritten", found=type(model).__name__, hint='gatec.convert(model, "glu")')
+        raise GatecError(
+            "a model that gatec has rewritten", found=type(model).__name__, hint='gatec.convert(model, "glu")'
+        )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     recipe = {"version": VERSION, "torch": torch.__version__, "model": type(model).__name__, "steps": list(steps)}
@@ -48,7 +50,9 @@ def read(folder: str | Path) -> list[dict[str, Any]]:
     try:
         recipe = json.loads(file.read_text())
     except OSError:
-        raise GatecError("a folder that gatec.save wrote", found=f"no {file}", hint="gatec.save(model, folder)") from None
+        raise GatecError(
+            "a folder that gatec.save wrote", found=f"no {file}", hint="gatec.save(model, folder)"
+        ) from None
     except ValueError as e:
         raise GatecError("a recipe in JSON", found=str(e)[:120], where=str(file)) from None
     if not isinstance(recipe, dict) or recipe.get("version") != VERSION or not isinstance(recipe.get("steps"), list):
@@ -67,7 +71,9 @@ def _sound(step: dict[str, Any]) -> bool:
     """Whether a step is {"pass": text, "options": {...}, "sites": [text]} or {"compact": [text]}."""
     sites = step.get("compact", step.get("sites"))
     texts = isinstance(sites, list) and all(isinstance(s, str) for s in sites)
-    return texts and ("compact" in step or isinstance(step.get("pass"), str) and isinstance(step.get("options"), dict))
+    return texts and (
+        "compact" in step or (isinstance(step.get("pass"), str) and isinstance(step.get("options"), dict))
+    )
 
 
 def fill(model: Model, folder: str | Path) -> Model:
@@ -86,5 +92,3 @@ def fill(model: Model, folder: str | Path) -> Model:
 def shapes(folder: str | Path) -> dict[str, tuple[int, ...]]:
     with safe_open(str(Path(folder) / "model.safetensors"), "pt") as f:
         return {name: tuple(f.get_slice(name).get_shape()) for name in f.keys()}  # noqa: SIM118 - not a dict
-
-

@@ -42,10 +42,14 @@ class Fusion:
     name: str = "fuse"
     put: int = 0
 
-    def __call__(self, module: nn.Module, graph: fx.Graph, call: Call, *, graph_of: Any = None, **_: Any) -> Site | None:
+    def __call__(
+        self, module: nn.Module, graph: fx.Graph, call: Call, *, graph_of: Any = None, **_: Any
+    ) -> Site | None:
         examples(module, graph)
         graph_of = graph_of or children_of(module, graph)
-        here = self.everywhere or any(isinstance(t, Tensor) and t.is_cuda for t in flatten(call.args, call.kwargs).leaves)
+        here = self.everywhere or any(
+            isinstance(t, Tensor) and t.is_cuda for t in flatten(call.args, call.kwargs).leaves
+        )
         moved: dict[fx.Node, fx.Node] = {}
         for found in regions(module, graph, graph_of):
             region = replace(found, inputs=tuple(moved.get(n, n) for n in found.inputs))

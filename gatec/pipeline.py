@@ -51,7 +51,14 @@ def convert_(model: Model, *passes: Any, pass_: Any = None, inputs: Any = None, 
     program = prepare(model, inputs)
     with all_or_nothing() as undo:
         for gate, own in wanted:
-            edits = put(gate, own, program, undo, only=(lambda site: bool(chosen.search(site))) if chosen else None, tick=progress)
+            edits = put(
+                gate,
+                own,
+                program,
+                undo,
+                only=(lambda site: bool(chosen.search(site))) if chosen else None,
+                tick=progress,
+            )
             remember(model, step(gate, own, edits), undo)
         _something(program, wanted)
         moved = distance(forward(model, program), program.calls[""][0].output)
@@ -79,7 +86,14 @@ def load(folder: str | Path, model: Model, *, inputs: Any = None, gates: Iterabl
         found = own.get(str(line.get("pass"))) or gate_named(str(line.get("pass")))
         sites = set(line.get("sites", ()))
         with all_or_nothing() as undo:
-            edits = put(found, dict(line.get("options", {})), prepare(model, inputs), undo, only=sites.__contains__, structure=True)
+            edits = put(
+                found,
+                dict(line.get("options", {})),
+                prepare(model, inputs),
+                undo,
+                only=sites.__contains__,
+                structure=True,
+            )
             missing = sites - {e.site for e in edits if e.verdict == "put"}
             if missing:
                 raise GatecError(f"the sites of {found.name} in {type(model).__name__}", found=f"none at {sorted(missing)[0]}",
@@ -132,7 +146,9 @@ def _pattern(only: str | None) -> re.Pattern[str] | None:
     try:
         return re.compile(only) if only else None
     except re.error as e:
-        raise GatecError("`only` as a regular expression over site names", found=f"{only!r}: {e}", hint="only='layers\\.3'") from None
+        raise GatecError(
+            "`only` as a regular expression over site names", found=f"{only!r}: {e}", hint="only='layers\\.3'"
+        ) from None
 
 
 @contextmanager
@@ -163,7 +179,13 @@ def _something(program: Program, wanted: list[Step]) -> None:
     if any(e.verdict == "put" for e in program.edits):
         return
     names = ", ".join(g.name for g, _ in wanted)
-    reasons = [f"{e.site or '(model)'}: {e.why}" for e in program.edits] + [f"{p or '(model)'}: {w}" for p, w in program.missed.items()]
-    found = "; ".join(reasons[:4]) + (f"; and {len(reasons) - 4} more" if len(reasons) > 4 else "") if reasons else "no such place"
+    reasons = [f"{e.site or '(model)'}: {e.why}" for e in program.edits] + [
+        f"{p or '(model)'}: {w}" for p, w in program.missed.items()
+    ]
+    found = (
+        "; ".join(reasons[:4]) + (f"; and {len(reasons) - 4} more" if len(reasons) > 4 else "")
+        if reasons
+        else "no such place"
+    )
     raise GatecError(f"a place for {names} in {type(program.model).__name__}", found=found,
                      hint=f'gatec.why(model, "{names}") lists every place that was considered')  # fmt: skip

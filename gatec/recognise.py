@@ -9,7 +9,6 @@ from torch import Tensor, fx
 
 from gatec.match import Canon, Term
 
-
 BOUNDED = {"sigmoid", "hardsigmoid", "softmax", "tanh", "gt", "ge"}
 OPEN = {"silu", "gelu", "gelu_tanh", "relu", "relu2", "swish", "mish", "hardswish", "elu", "celu", "selu", "softplus",
         "leaky_relu", "softsign"}  # fmt: skip
@@ -114,7 +113,9 @@ def _kind(gate: Term, others: list[Term]) -> str:
         return "attention-output"
     if op in BOUNDED and any(_pooled(gate, o) for o in others):
         return "channel" if _pooled(gate, others[0]) else "spatial"
-    if op in GLU and any(_peeled(o).op in ("linear", "part", "layer:Conv2d", "layer:Conv1d", "call:grouped_linear") for o in others):
+    if op in GLU and any(
+        _peeled(o).op in ("linear", "part", "layer:Conv2d", "layer:Conv1d", "call:grouped_linear") for o in others
+    ):
         return "glu"
     return "product"
 
@@ -141,7 +142,9 @@ def _core(f: Term) -> Term:
 
 
 def _peeled(f: Term) -> Term:
-    while f.op in ("view", "part", "select", "item", "transpose", "dropout", "call:transpose", "call:permute", "call:expand") and f.args:
+    while (
+        f.op in ("view", "part", "select", "item", "transpose", "permute", "cast", "dropout", "call:expand") and f.args
+    ):
         f = f.args[0]
     return f
 
@@ -154,7 +157,11 @@ def _name(gate: Term) -> str:
 def _bilinear(term: Term) -> tuple[str, str] | None:
     """Two linear maps of one input multiplied: a GLU without an activation."""
     linears = [f for f in term.args if f.op == "linear"]
-    if len(linears) == len(term.args) == 2 and linears[0].args[0] is linears[1].args[0] and linears[0] is not linears[1]:
+    if (
+        len(linears) == len(term.args) == 2
+        and linears[0].args[0] is linears[1].args[0]
+        and linears[0] is not linears[1]
+    ):
         return "glu", "identity"
     return None
 
@@ -164,7 +171,12 @@ def _attention(value: Term, depth: int = 12) -> bool:
     value = _peeled(value)
     if value.op in ATTENTION[:2]:
         return True
-    return depth > 0 and value.op.startswith(("call:contiguous", "item")) and bool(value.args) and _attention(value.args[0], depth - 1)
+    return (
+        depth > 0
+        and value.op.startswith(("call:contiguous", "item"))
+        and bool(value.args)
+        and _attention(value.args[0], depth - 1)
+    )
 
 
 def _attends(gate: Term) -> bool:
@@ -201,7 +213,9 @@ def _highway(term: Term) -> tuple[str, list[Term]]:
             for q in products:
                 split = q.data == -p.data and len(q.args) == 2 and any(f is g for f in q.args)  # b + g a - g b
                 kept = [f for f in q.args if f is not g]
-                if q is not p and (any(_complement(f, g) for f in q.args) or (split and any(k is a for k in kept for a in term.args))):
+                if q is not p and (
+                    any(_complement(f, g) for f in q.args) or (split and any(k is a for k in kept for a in term.args))
+                ):
                     return _name(g), [p, q]
             if len(rest) == 1 and _difference(rest[0], [a for a in term.args if a is not p]):
                 return _name(g), [p]
@@ -209,7 +223,14 @@ def _highway(term: Term) -> tuple[str, list[Term]]:
 
 
 def _complement(f: Term, g: Term) -> bool:
-    return f.op == "add" and f.data == 1 and len(f.args) == 1 and f.args[0].op == "mul" and f.args[0].data == -1 and f.args[0].args == (g,)
+    return (
+        f.op == "add"
+        and f.data == 1
+        and len(f.args) == 1
+        and f.args[0].op == "mul"
+        and f.args[0].data == -1
+        and f.args[0].args == (g,)
+    )
 
 
 def _difference(f: Term, others: list[Term]) -> bool:
@@ -239,5 +260,3 @@ def _normalised(f: Term) -> bool:
     f = _peeled(f)
     norm = f.op.startswith(("layer:LayerNorm", "layer:GroupNorm", "call:layer_norm", "call:rms_norm", "module:RMSNorm"))
     return norm or (f.op == "mul" and any(g.op in ("rsqrt", "recip") for g in f.args))
-
-

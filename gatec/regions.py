@@ -21,8 +21,8 @@ POINTWISE = {
     "add", "sub", "rsub", "mul", "multiply", "truediv", "div", "neg", "pow", "square", "sigmoid", "silu", "gelu", "tanh", "relu",
     "exp", "log", "log1p", "expm1", "sqrt", "rsqrt", "reciprocal", "abs", "erf", "softplus", "mish", "hardsigmoid",
     "hardswish", "leaky_relu", "elu", "celu", "selu", "softsign", "clamp", "clamp_min", "clamp_max", "minimum", "maximum", "where",
-    "lerp", "addcmul", "ge", "gt", "le", "lt", "eq", "ne", "to", "float", "double", "half", "bfloat16", "type_as", "detach", "relu6",
-    "hardtanh", "positive", "logical_and", "logical_or", "logical_not",
+    "lerp", "addcmul", "ge", "gt", "le", "lt", "eq", "ne", "to", "float", "double", "half", "bfloat16", "type_as", "detach",
+    "relu6", "hardtanh", "positive", "logical_and", "logical_or", "logical_not",
 }  # fmt: skip
 HELPERS = {"dtype", "device"}
 
@@ -130,4 +130,3 @@ def pointwise(node: fx.Node) -> bool:
 def _helper(node: fx.Node) -> bool:
     """A dtype read off a tensor for a cast."""
     return node.op == "call_function" and node.target is getattr and node.args[1] in HELPERS
-

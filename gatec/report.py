@@ -39,6 +39,8 @@ def report(model: nn.Module) -> Report:
     """The report of the last conversion of `model`."""
     kept = vars(model).get("_gatec_report")
     if not kept:
-        raise GatecError("a model that gatec has rewritten", found=type(model).__name__, hint='gatec.convert(model, "glu")')
+        raise GatecError(
+            "a model that gatec has rewritten", found=type(model).__name__, hint='gatec.convert(model, "glu")'
+        )
     last: Report = kept[-1]
     return last

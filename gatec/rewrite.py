@@ -86,7 +86,9 @@ class Rewrite:
         for match in self.gate.patterns[self.pattern].find(list(canon.carriers)):
             if isinstance(match, Match) and match.layers == self.layers:
                 return match, canon
-        raise Refused(f"the {self.name} place at {', '.join(k.path for k in self.layers.values())} is not there in this call")
+        raise Refused(
+            f"the {self.name} place at {', '.join(k.path for k in self.layers.values())} is not there in this call"
+        )
 
 
 def children_of(module: nn.Module, graph: fx.Graph) -> Callable[[str], fx.Graph | None]:
@@ -130,7 +132,11 @@ def put(gate: Gate, options: dict[str, Any], program: Program, undo: Undo, *, dr
     canon = program.canon()
     twins: dict[Any, Any] = {}
     known = earlier(gate, program)
-    edits = [Edit(gate.name, name, "left", f"{gate.name} was put here already") for name in known.values() if not only or only(name)]
+    edits = [
+        Edit(gate.name, name, "left", f"{gate.name} was put here already")
+        for name in known.values()
+        if not only or only(name)
+    ]
     for index, found in places(gate, canon):
         match = found.match if isinstance(found, Near) else found
         name = site_name(match.layers.values())
@@ -178,7 +184,9 @@ def earlier(gate: Gate, program: Program) -> dict[str, str]:
         unit = unit_of(module)
         for rewrite in unit.rewrites if unit else ():
             if rewrite.name == gate.name and isinstance(rewrite, Rewrite):
-                layers = [replace(k, path=join(path, k.path), weight=join(path, k.weight)) for k in rewrite.layers.values()]
+                layers = [
+                    replace(k, path=join(path, k.path), weight=join(path, k.weight)) for k in rewrite.layers.values()
+                ]
                 found[layers[-1].weight] = site_name(layers)
     return found
 
@@ -198,7 +206,9 @@ def site_name(layers: Iterable[Linear]) -> str:
 
 def describe(term: Term) -> str:
     name = term.op.partition(":")[2] or term.op
-    where = term.data if isinstance(term.data, str) else term.data[0] if isinstance(term.data, tuple) and term.data else ""
+    where = (
+        term.data if isinstance(term.data, str) else term.data[0] if isinstance(term.data, tuple) and term.data else ""
+    )
     return f"{name} at {where}" if isinstance(where, str) and where else name
 
 
@@ -239,7 +249,7 @@ def _back(steps: Undo) -> None:
 
 def _relative(layer: Linear, path: str) -> Linear:
     def cut(full: str) -> str:
-        return full[len(path) + 1:] if path else full
+        return full[len(path) + 1 :] if path else full
 
     return replace(layer, path=cut(layer.path), weight=cut(layer.weight), bias=layer.bias and cut(layer.bias))
 
@@ -251,7 +261,10 @@ def unit_path(program: Program, canon: Canon, match: Match) -> tuple[str, tuple[
     ends = sorted({p for p, _ in canon.carriers[match.cut]}, key=lambda p: -p.count("."))
     tried = sorted({a for e in ends for a in ancestors(e)}, key=lambda p: -len(p))
     for path in tried:
-        below = [[p for p, _ in canon.carriers.get(t, ()) if p == path or p.startswith(f"{path}.") or not path] for t in needed]
+        below = [
+            [p for p, _ in canon.carriers.get(t, ()) if p == path or p.startswith(f"{path}.") or not path]
+            for t in needed
+        ]
         if not all(below) or not all(p == path or p.startswith(f"{path}.") or not path for p in layers):
             continue
         chains = {c for ps in below for c in _chain(path, min(ps, key=len))}
@@ -269,7 +282,7 @@ def _chain(path: str, below: str) -> list[str]:
     """Child paths, relative to `path`, that lead from it to the module `below`."""
     if below == path:
         return []
-    parts = below[len(path) + 1:].split(".") if path else below.split(".")
+    parts = below[len(path) + 1 :].split(".") if path else below.split(".")
     return [".".join(parts[: i + 1]) for i in range(len(parts))]
 
 
@@ -386,7 +399,7 @@ def _carrier(canon: Canon, term: Term, order: dict[fx.Node, int], leading: tuple
 def unwritten(name: str, value: fx.Node, last: fx.Node, order: dict[fx.Node, int]) -> None:
     """Refuse where a value that the gate reads after `last` has been written in place by then."""
     memory = storage(value)
-    for node in list(order)[order[value] + 1: order[last] + 1]:
+    for node in list(order)[order[value] + 1 : order[last] + 1]:
         if writes(node) and memory is not None and memory in map(storage, node.all_input_nodes[:1]):
             raise Refused(f"{name} is written in place ({node.name}) before the gate could read it")
 

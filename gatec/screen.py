@@ -42,9 +42,7 @@ def aligned(rows: Iterable[Iterable[str]]) -> list[str]:
     cells = [list(row) for row in rows]
     columns = range(max(map(len, cells), default=0))
     widths = [max(len(row[i]) for row in cells if i < len(row)) for i in columns]
-    numeric = [
-        all(_is_number(row[i]) for row in cells[1:] if i < len(row) and row[i]) for i in columns
-    ]
+    numeric = [all(_is_number(row[i]) for row in cells[1:] if i < len(row) and row[i]) for i in columns]
     return [
         "  ".join(
             cell.rjust(width) if right else cell.ljust(width)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -52,7 +53,7 @@ def shrink(model: nn.Module, shapes: dict[str, tuple[int, ...]], sites: Iterable
 
 def alone(site: Site, unit: Unit, rewrite: Rewrite) -> None:
     """Refuse where another rewrite or another owner of the weights stands in the way."""
-    later = unit.rewrites[unit.rewrites.index(rewrite) + 1:]
+    later = unit.rewrites[unit.rewrites.index(rewrite) + 1 :]
     same = [r for r in unit.rewrites if not r.only_fuses and r is not rewrite and _hidden(r) & _hidden(rewrite)]
     blocking = [r.name for r in same if r in later or r.name == "moe"]
     if blocking:
@@ -95,7 +96,7 @@ def _shrink(module: nn.Module, spec: Linear, dead: list[int], *, out: bool, step
     size = getattr(owner, leaf).shape[dim]
     for name in ("out_features", "nf") if out else ("in_features", "nx"):
         if hasattr(owner, name):
-            steps.append(lambda name=name, old=getattr(owner, name): setattr(owner, name, old))  # type: ignore[misc]
+            steps.append(partial(setattr, owner, name, getattr(owner, name)))
             setattr(owner, name, size)
 
 
@@ -108,7 +109,9 @@ def _cut(owner: nn.Module, name: str, dim: int, dead: list[int], steps: list[Cal
     steps.append(lambda: setattr(owner, name, old))
 
 
-def _forget(site: Site, unit: Unit, rewrite: Rewrite, rows: dict[str, set[int]], steps: list[Callable[[], Any]]) -> None:
+def _forget(
+    site: Site, unit: Unit, rewrite: Rewrite, rows: dict[str, set[int]], steps: list[Callable[[], Any]]
+) -> None:
     """Take the gate out of the unit; a unit without rewrites is the user's module again."""
     old, graphs, added = list(unit.rewrites), dict(unit.graphs), dict(unit.added)
     kind = type(site.module)

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, fx, nn
 
-from gatec.capture import unit_of, untouched
+from gatec.capture import untouched
 from gatec.errors import Refused
 from gatec.inputs import example_inputs
 from gatec.match import Linear, Match
@@ -169,11 +169,6 @@ class Site:
             others = [n for n in self.names.get(id(module._parameters[leaf]), ()) if n != full]
             if others:
                 self.refuse(f"{full} is shared with {others[0]}")
-
-    def already(self) -> tuple[str, ...]:
-        """Names of the passes that rewrote this unit before."""
-        unit = unit_of(self.module)
-        return tuple(r.name for r in unit.rewrites) if unit else ()
 
 
 @dataclass(frozen=True)

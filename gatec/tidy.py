@@ -36,7 +36,9 @@ def examples(module: nn.Module, graph: fx.Graph) -> None:
         if node.op == "get_attr":
             node.meta["val"] = operator.attrgetter(str(node.target))(module)
             continue
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: tree_map(lambda v: _blank(v, mode), n.meta["val"]))
+        args, kwargs = fx.node.map_arg(
+            (node.args, node.kwargs), lambda n: tree_map(lambda v: _blank(v, mode), n.meta["val"])
+        )
         with pretending(mode):
             if node.op == "call_module":
                 value = module.get_submodule(str(node.target))(*args, **kwargs)

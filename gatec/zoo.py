@@ -198,9 +198,7 @@ def _of_folder(folder: Path) -> nn.Module:
         auto = getattr(transformers, (config.architectures or [""])[0] or "-", None)
         if not any((*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin"))):
             return auto._from_config(config) if auto else _from_config(config)
-        loaded: nn.Module = (auto or transformers.AutoModel).from_pretrained(
-            folder, local_files_only=True
-        )
+        loaded: nn.Module = (auto or transformers.AutoModel).from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise GatecError(f"a transformers model in {folder}", found=_words(error)) from error
     return loaded

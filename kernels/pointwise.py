@@ -142,19 +142,14 @@ def forward_launcher(name: str, names: Sequence[str], graph: fx.Graph) -> str:
     )
 
 
-def backward_launcher(
-    name: str, names: Sequence[str], grads: Sequence[str | None], graph: fx.Graph
-) -> str:
+def backward_launcher(name: str, names: Sequence[str], grads: Sequence[str | None], graph: fx.Graph) -> str:
     pairs = [(i, x, g) for i, (x, g) in enumerate(zip(names, grads, strict=True)) if g]
     made = ", ".join(g for _, _, g in pairs)
     return BACKWARD.format(
         name=name,
         operands=", ".join(names),
         needs=tuple(g is not None for g in grads),
-        rooms="\n".join(
-            f"    {g} = room_for_gradient({x}, grad.shape) if needs[{i}] else None"
-            for i, x, g in pairs
-        ),
+        rooms="\n".join(f"    {g} = room_for_gradient({x}, grad.shape) if needs[{i}] else None" for i, x, g in pairs),
         grads=made,
         read=", ".join(node.name for node in used(graph)),
         settle="\n".join(f"    {g} = reduced({g}, {x})" for _, x, g in pairs),

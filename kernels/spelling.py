@@ -140,9 +140,7 @@ FILLED_WITH: dict[object, int] = {
 CASTS = {aten._to_copy.default, prims.convert_element_type.default}
 
 
-def spell(
-    graph: fx.Graph, names: Mapping[str, str] | None = None
-) -> tuple[list[str], list[str | None]]:
+def spell(graph: fx.Graph, names: Mapping[str, str] | None = None) -> tuple[list[str], list[str | None]]:
     """A line of Triton for each call, and the text of each result; `names` renames placeholders."""
     printer = Printer(wide_of(graph))
     for node in graph.nodes:
@@ -223,9 +221,7 @@ class Printer:
         raise GatecError("a number or a tensor inside a pointwise region", found=repr(value))
 
     def constant(self, node: fx.Node) -> str:
-        value = (
-            FILLED[node.target] if node.target in FILLED else node.args[FILLED_WITH[node.target]]
-        )
+        value = FILLED[node.target] if node.target in FILLED else node.args[FILLED_WITH[node.target]]
         return self.number(float(value) if floating(node) else value)  # type: ignore[arg-type]
 
     def cast(self, node: fx.Node) -> str:

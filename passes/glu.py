@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from gatec import Activation, Case, Gate, Linear, equation, here, places
 
-
 VARIANTS = {"swiglu": ("silu", "swish"), "geglu": ("gelu", "gelu_tanh"), "reglu": ("relu",), "glu": ("sigmoid",)}
 
 

@@ -13,13 +13,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gatec import Case, Coactivation, Gate, GatecError, balanced_clusters, grouped_linear, order, places, weight_features
+from gatec import (
+    Case,
+    Coactivation,
+    Gate,
+    GatecError,
+    balanced_clusters,
+    grouped_linear,
+    order,
+    places,
+    weight_features,
+)
 
 
 def check(site, up, down, gate=None, *, experts: int = 8, top_k: int = 2) -> None:
     width = up.out_features
     if not isinstance(experts, int) or not isinstance(top_k, int) or not 1 <= top_k <= experts:
-        raise GatecError("1 <= top_k <= experts", found=f"experts={experts}, top_k={top_k}", hint="moe(experts=8,top_k=2)")
+        raise GatecError(
+            "1 <= top_k <= experts", found=f"experts={experts}, top_k={top_k}", hint="moe(experts=8,top_k=2)"
+        )
     if width % experts:
         fits = ", ".join(str(e) for e in range(2, min(width, 64) + 1) if width % e == 0)
         site.refuse(f"{experts} experts do not divide its {width} hidden units; these do: {fits}")

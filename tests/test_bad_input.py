@@ -65,7 +65,6 @@ class Assigns(nn.Module):
         return self.last
 
 
-
 class TiedToEmbedding(nn.Module):
     def __init__(self):
         super().__init__()
@@ -170,7 +169,10 @@ def state(model):
     if not isinstance(model, nn.Module):
         return model
     values = {n: (v.data_ptr(), v.clone()) for n, v in model.state_dict(keep_vars=True).items()}
-    return values, [(n, type(m), m.training, {k: id(v) for k, v in vars(m).items() if k[0] != "_"}) for n, m in model.named_modules()]
+    return values, [
+        (n, type(m), m.training, {k: id(v) for k, v in vars(m).items() if k[0] != "_"})
+        for n, m in model.named_modules()
+    ]
 
 
 def same(a, b):
@@ -207,7 +209,9 @@ def test_messages_name_things_and_no_addresses(name):
 def test_cuda_on_a_machine_without_it(device):
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
-    with pytest.raises(gatec.GatecError, match=f"^gatec: a model on {device}\n  found PyTorch .*, which sees no CUDA device here\n"):
+    with pytest.raises(
+        gatec.GatecError, match=f"^gatec: a model on {device}\n  found PyTorch .*, which sees no CUDA device here\n"
+    ):
         load("transformers:llama", device)
 
 
@@ -458,5 +462,8 @@ def test_called_with_other_shapes():
 
 
 def test_report_of_a_model_that_was_not_rewritten():
-    with pytest.raises(gatec.GatecError, match=r'^gatec: a model that gatec has rewritten\n  found Sequential\n  try   gatec.convert\(model, "glu"\)$'):
+    with pytest.raises(
+        gatec.GatecError,
+        match=r'^gatec: a model that gatec has rewritten\n  found Sequential\n  try   gatec.convert\(model, "glu"\)$',
+    ):
         gatec.report(mlp())

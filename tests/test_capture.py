@@ -1,7 +1,5 @@
 """The laws of capture: what somebody's forward may do, and that the graph does it too, or says why it cannot."""
 
-# ruff: noqa: E501 - one case per line
-
 import copy
 import re
 from collections import OrderedDict
@@ -271,7 +269,10 @@ FORWARDS = {
     "flag given": (Flag, ((X,), {"double": True}), [((X,), {}), ((X,), {"double": False, "mask": None})]),
     "star": (Star, (X, X + 1), [(X,), (X, X, X), ((X,), {"b": X, "a": X + 2})]),
     "dict in": (Nested, ((), {"batch": {"x": X, "pair": (X, X + 1)}}), [((), {"batch": {"x": X * 2, "pair": [X, X]}})]),
-    **{f"{k} out": (kinds(k), (X,), [(rows(3),)]) for k in ("tuple", "list", "dict", "ordered", "named", "model output")},
+    **{
+        f"{k} out": (kinds(k), (X,), [(rows(3),)])
+        for k in ("tuple", "list", "dict", "ordered", "named", "model output")
+    },
     "in place": (InPlace, (X,), [(rows(3),)]),
     "module lists": (Blocks, (X,), [((X,), {"which": "b"}), (X, "neither")]),
     "buffers": (Counting, (X,), [(rows(3),)]),
@@ -286,7 +287,9 @@ FORWARDS = {
     "functional": (Functional, (X,), [(rows(3, 2),)]),
     "configured": (Configured, (X,), [(rows(3),)]),
 }
-FORWARD = pytest.mark.parametrize("build, inputs, others", FORWARDS.values(), ids=[n.replace(" ", "-") for n in FORWARDS])
+FORWARD = pytest.mark.parametrize(
+    "build, inputs, others", FORWARDS.values(), ids=[n.replace(" ", "-") for n in FORWARDS]
+)
 
 
 def form(call):
@@ -428,7 +431,9 @@ def test_an_attribute_changed_after_conversion_is_noticed():
     assert same(gated(X), before * 6)
 
 
-@pytest.mark.xfail(reason="an object that a forward reads is guarded by identity, not by what stands in it", strict=True)
+@pytest.mark.xfail(
+    reason="an object that a forward reads is guarded by identity, not by what stands in it", strict=True
+)
 def test_a_config_changed_after_conversion_is_noticed():
     """The config of a module is read when it is captured; a change of it may not be ignored."""
     model = Configured().eval()
@@ -677,7 +682,11 @@ def test_tracing_leaves_torch_as_it_was():
     for kind in (Busy, AsksValue):
         with suppress(Refused):
             trace(kind(), kind.forward, Call((X,), {}))
-        after = {n: getattr(torch, n) for n in dir(torch)}, builtins.isinstance, torch.autograd.Function.__dict__["apply"]
+        after = (
+            {n: getattr(torch, n) for n in dir(torch)},
+            builtins.isinstance,
+            torch.autograd.Function.__dict__["apply"],
+        )
         assert after[1:] == before[1:] and all(after[0][n] is v for n, v in before[0].items())
         assert "isinstance" not in globals()
     assert type(Busy()) is Busy

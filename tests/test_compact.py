@@ -195,7 +195,10 @@ def test_training_closes_units_that_are_not_needed():
 
 
 def test_a_model_without_gates():
-    with pytest.raises(gatec.GatecError, match=r'^gatec: a model with pruning gates\n  found none in Sequential\n  try   gatec.convert\(model, "prune"\)$'):
+    with pytest.raises(
+        gatec.GatecError,
+        match=r'^gatec: a model with pruning gates\n  found none in Sequential\n  try   gatec.convert\(model, "prune"\)$',
+    ):
         gatec.compact(mlp(), inputs=X)
 
 

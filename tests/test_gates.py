@@ -1,7 +1,5 @@
 """The laws that every gate of passes/ obeys. A new file there is tested with no line added here."""
 
-# ruff: noqa: E501 - one case per line
-
 import ast
 import copy
 import io
@@ -240,7 +238,9 @@ def test_other_batches_ranks_and_dtypes_are_captured_again(gate, case):
     assert gated(*inputs).dtype == torch.float64
 
 
-@pytest.mark.parametrize("dtype, bound", [(torch.float64, 1e-12), (torch.bfloat16, 0.05), (torch.float16, 0.01)], ids=str)
+@pytest.mark.parametrize(
+    "dtype, bound", [(torch.float64, 1e-12), (torch.bfloat16, 0.05), (torch.float16, 0.01)], ids=str
+)
 @pytest.mark.parametrize("gate, case", PUT)
 def test_to_another_dtype(gate, case, dtype, bound):
     model, inputs = built(case)
@@ -258,7 +258,9 @@ def test_no_rows_at_all(gate, case):
     assert gated(*nothing).shape == model(*nothing).shape
 
 
-@pytest.mark.parametrize("how", [copy.deepcopy, pickled, lambda m: copy.deepcopy(pickled(m))], ids=["copied", "saved", "both"])
+@pytest.mark.parametrize(
+    "how", [copy.deepcopy, pickled, lambda m: copy.deepcopy(pickled(m))], ids=["copied", "saved", "both"]
+)
 @pytest.mark.parametrize("gate, case", PUT)
 def test_copies_and_files_keep_the_rewrite(gate, case, how):
     model, inputs = built(case)
@@ -339,7 +341,9 @@ SENTENCES = [
 def test_every_refusal_is_some_cases_refuses(name, parts):
     said = [c.refuses for c in gatec.gates()[name].cases if c.refuses]
     longest = max(parts, key=len)
-    assert any(s in p or longest.strip() in s for s in said for p in parts), f"no case of {name} refuses with {longest!r}"
+    assert any(s in p or longest.strip() in s for s in said for p in parts), (
+        f"no case of {name} refuses with {longest!r}"
+    )
 
 
 PIPELINES = [
@@ -367,7 +371,9 @@ def test_options_round_trip_as_text(gate, case):
     assert torch.equal(by_text(*inputs), converted(gate, case, model, inputs)(*inputs))
 
 
-@pytest.mark.parametrize("value", ["a,b", "a)b", "1", "True", "None", " x ", "", "a=b", "it's", 1.5, -3, None, True, (1, 2)])
+@pytest.mark.parametrize(
+    "value", ["a,b", "a)b", "1", "True", "None", " x ", "", "a=b", "it's", 1.5, -3, None, True, (1, 2)]
+)
 def test_any_option_value_round_trips(value):
     gate = gatec.gates()["glu"]
     assert parse(spell([(gate, {"variant": value})])) == [(gate, {"variant": value})]
@@ -412,7 +418,10 @@ def test_a_row_of_layers_gets_a_gate_at_every_hidden_layer(name):
     options = {"experts": 4, "top_k": 4} if name == "moe" else {}
     gated = gatec.convert(model, name, inputs=x, **options)
     edits = gatec.report(gated).edits
-    assert [e.site for e in edits if e.verdict == "put"] in (["2", "4", "6"], ["2", "6"])  # a mixture uses both layers up
+    assert [e.site for e in edits if e.verdict == "put"] in (
+        ["2", "4", "6"],
+        ["2", "6"],
+    )  # a mixture uses both layers up
     assert all(e.why for e in edits if e.verdict != "put")
     assert distance(gated(x), model(x)) <= 1e-12
 

@@ -92,9 +92,7 @@ def test_operator_is_well_formed(op: torch._library.custom_ops.CustomOpDef) -> N
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(
-    "backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.sweep)]
-)
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.sweep)])
 def test_compiles_without_a_break_and_keeps_strides(backend: str) -> None:
     dense = torch.randn(D, E * M, requires_grad=True)
     twin = dense.detach().clone().requires_grad_()

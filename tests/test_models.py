@@ -112,13 +112,17 @@ def test_put_as_often_as_it_should_be(given, name):
     before = {n: v.clone() for n, v in model.state_dict().items()}
     answer = run(model, given)
     if not wanted:
-        with pytest.raises(gatec.GatecError, match=given.refuses if name == "glu" and given.refuses else "^gatec: a place for "):
+        with pytest.raises(
+            gatec.GatecError, match=given.refuses if name == "glu" and given.refuses else "^gatec: a place for "
+        ):
             gatec.convert(model, ALL if name == "moe" else name, **given.options)
     else:
         gated = gatec.convert(model, ALL if name == "moe" else name, **given.options)
         edits = puts(gated, name)
         assert len(edits) == wanted, str(gatec.report(gated))
-        assert all(e.drift is not None and e.drift <= (1e-12 if name == "moe" else 0) for e in edits), str(gatec.report(gated))
+        assert all(e.drift is not None and e.drift <= (1e-12 if name == "moe" else 0) for e in edits), str(
+            gatec.report(gated)
+        )
         assert gatec.report(gated).drift <= (1e-5 if name == "moe" else 0)
         assert distance(run(gated, given), answer) <= (1e-5 if name == "moe" else 0)
         assert type(run(gated, given)) is type(answer)
@@ -209,7 +213,9 @@ def test_encoder_decoder_generates(text):
     assert torch.equal(gated.generate(ids, **options), model.generate(ids, **options))
 
 
-@pytest.mark.parametrize("spec, text", [("transformers:llama", "prune"), ("transformers:gpt2", "glu"), ("transformers:llama", ALL)])
+@pytest.mark.parametrize(
+    "spec, text", [("transformers:llama", "prune"), ("transformers:gpt2", "glu"), ("transformers:llama", ALL)]
+)
 def test_save_pretrained(tmp_path, spec, text):
     from safetensors.torch import load_file
 
@@ -217,7 +223,9 @@ def test_save_pretrained(tmp_path, spec, text):
     gated = gatec.convert(model, text)
     gated.save_pretrained(tmp_path)
     saved = load_file(tmp_path / "model.safetensors")
-    assert set(saved) <= set(gated.state_dict()) and all(torch.equal(v, gated.state_dict()[n]) for n, v in saved.items())
+    assert set(saved) <= set(gated.state_dict()) and all(
+        torch.equal(v, gated.state_dict()[n]) for n, v in saved.items()
+    )
     assert {n for n, _ in gated.named_parameters()} <= set(saved)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

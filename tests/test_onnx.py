@@ -57,9 +57,7 @@ def test_a_mixture_of_experts_is_sparse_at_run_time(tmp_path: Path) -> None:
     got = export(Moe(), tmp_path / "moe.onnx", torch.randn(2, 5, D))
     agrees(got)
     assert got.dynamic == {"x": ("batch", "sequence", str(D))}
-    assert got.notes == (
-        "routing runs sparse: each expert of 3 grouped products sees its tokens only",
-    )
+    assert got.notes == ("routing runs sparse: each expert of 3 grouped products sees its tokens only",)
     assert not {"Loop", "If"} & set(got.operators)
     x = torch.randn(3, 11, D)
     rows = rows_multiplied(got.path, x, tmp_path)
@@ -121,9 +119,7 @@ def tiny(name: str) -> tuple[nn.Module, Tensor | dict[str, Tensor]]:
         config = hf.ViTConfig(**shared, intermediate_size=48, image_size=32, patch_size=8)
         return hf.ViTForImageClassification(config), torch.randn(1, 3, 32, 32)
     if name == "mixtral":
-        config = hf.MixtralConfig(
-            **shared, intermediate_size=48, num_key_value_heads=2, num_local_experts=E
-        )
+        config = hf.MixtralConfig(**shared, intermediate_size=48, num_key_value_heads=2, num_local_experts=E)
         model = hf.MixtralForCausalLM(config)
         model.set_experts_implementation("eager")
         return model, ids
@@ -167,9 +163,7 @@ SLOW = ("mixtral", "recurrent_gemma", "t5")
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.sweep if n in SLOW[:2] else ()) for n in WHOLE]
-)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.sweep if n in SLOW[:2] else ()) for n in WHOLE])
 def test_whole_models(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, inputs = tiny(name)
@@ -241,9 +235,7 @@ def test_a_remedy_is_tried_on_a_copy(tmp_path: Path) -> None:
     got = export(model, tmp_path / "x.onnx", torch.randn(2, 5, 8))
     agrees(got)
     assert model.form == "fused"
-    assert got.notes == (
-        "attention was exported as its eager form: the fused one has a view that does not trace",
-    )
+    assert got.notes == ("attention was exported as its eager form: the fused one has a view that does not trace",)
 
 
 def test_one_tensor_passed_twice_stays_two_inputs(tmp_path: Path) -> None:
@@ -382,18 +374,15 @@ ERRORS = {
     ),
     "checker": (
         lambda p: export(Conv().bfloat16(), p, torch.randn(2, 3, 8, 8).bfloat16()),
-        "a file that onnx.checker accepts\n  found ...\n"
-        "  try   another opset=; a bfloat16 model as model.float()",
+        "a file that onnx.checker accepts\n  found ...\n  try   another opset=; a bfloat16 model as model.float()",
     ),
     "bfloat16": (
         lambda p: export(nn.SiLU().bfloat16(), p, torch.randn(2, 3, 8, 8).bfloat16()),
-        "a file that onnxruntime loads\n  found ...\n"
-        "  try   opset=20; a bfloat16 model as model.float()",
+        "a file that onnxruntime loads\n  found ...\n  try   opset=20; a bfloat16 model as model.float()",
     ),
     "foreign": (
         lambda p: check(with_foreign_node(), 20),
-        "a file of standard operators at opset 20\n  found opset 18, operators of com.microsoft\n"
-        "  try   opset=20",
+        "a file of standard operators at opset 20\n  found opset 18, operators of com.microsoft\n  try   opset=20",
     ),
 }
 

@@ -12,9 +12,7 @@ KEEP = {".py", ".typed", ".json"}
 
 
 def run(*command, cwd):
-    done = subprocess.run(
-        [sys.executable, *command], cwd=cwd, capture_output=True, text=True, timeout=300
-    )
+    done = subprocess.run([sys.executable, *command], cwd=cwd, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

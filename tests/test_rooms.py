@@ -33,9 +33,7 @@ HEIGHT = {room: height for height, row in enumerate(ROWS) for room in row}
 # A package that gatec can do without is imported where it is needed, so that `import gatec` works.
 OPTIONAL = {"transformers", "timm", "onnxruntime", "liger_kernel", "fla", "torchvision", "triton"}
 
-FILES = sorted(
-    f for folder in ("gatec", "passes", "kernels") for f in (ROOT / folder).rglob("*.py")
-)
+FILES = sorted(f for folder in ("gatec", "passes", "kernels") for f in (ROOT / folder).rglob("*.py"))
 
 
 def name_of(file: Path) -> str:
@@ -116,9 +114,7 @@ def test_imports_inside_a_room_run_in_one_direction():
 @pytest.mark.parametrize("file", FILES, ids=ids)
 def test_no_import_is_hidden_in_a_function(file):
     tree = ast.parse(file.read_text())
-    functions = [
-        n for n in ast.walk(tree) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef))
-    ]
+    functions = [n for n in ast.walk(tree) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef))]
     for node in (n for function in functions for n in ast.walk(function)):
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module]
@@ -127,9 +123,7 @@ def test_no_import_is_hidden_in_a_function(file):
 
 
 def test_the_arrows_see_what_they_should(tmp_path):
-    text = (
-        "import gatec.cli\nfrom gatec import zoo, Gate\ndef f():\n  from gatec.match import here\n"
-    )
+    text = "import gatec.cli\nfrom gatec import zoo, Gate\ndef f():\n  from gatec.match import here\n"
     (tmp_path / "wrong.py").write_text(text)
     seen = imports(tmp_path / "wrong.py")
     assert seen == ["gatec.cli", "gatec", "gatec.zoo", "gatec.match"]

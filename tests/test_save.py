@@ -14,16 +14,28 @@ from gatec.zoo import load
 
 def mlp():
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8))
+    return nn.Sequential(
+        nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8)
+    )
 
 
 def other():
     torch.manual_seed(7)
-    return nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8))
+    return nn.Sequential(
+        nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8)
+    )
 
 
 X = torch.linspace(-2, 2, 40).reshape(5, 8)
-PASSES = ["glu", "glu(variant=auto)", "prune", "moe(experts=4,top_k=4)", "moe(experts=4,top_k=2,seed=3)", "prune,glu", "glu,prune"]
+PASSES = [
+    "glu",
+    "glu(variant=auto)",
+    "prune",
+    "moe(experts=4,top_k=4)",
+    "moe(experts=4,top_k=2,seed=3)",
+    "prune,glu",
+    "glu,prune",
+]
 HOW = {"whole": None, "one site": "^2$"}
 
 
@@ -54,14 +66,19 @@ def test_the_folder_holds_a_recipe_and_tensors_and_nothing_else(tmp_path, passes
     assert sorted(f.name for f in tmp_path.iterdir()) == ["model.safetensors", "recipe.json"]
     recipe = json.loads((tmp_path / "recipe.json").read_text())
     assert recipe["version"] == 1 and recipe["model"] == "Sequential"
-    assert [s["pass"] for s in recipe["steps"]] == [p.partition("(")[0] for p in passes.replace("=4,", "=4;").replace("=2,", "=2;").split(",")]
+    assert [s["pass"] for s in recipe["steps"]] == [
+        p.partition("(")[0] for p in passes.replace("=4,", "=4;").replace("=2,", "=2;").split(",")
+    ]
     assert all(b"pickle" not in f.read_bytes() for f in tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("passes", PASSES)
 def test_saving_twice_writes_the_same(tmp_path, passes):
     model = gatec.convert(mlp(), passes, inputs=X)
-    one, two = gatec.save(model, tmp_path / "one"), gatec.save(gatec.load(tmp_path / "one", other(), inputs=X), tmp_path / "two")
+    one, two = (
+        gatec.save(model, tmp_path / "one"),
+        gatec.save(gatec.load(tmp_path / "one", other(), inputs=X), tmp_path / "two"),
+    )
     for name in ("recipe.json", "model.safetensors"):
         assert (one / name).read_bytes() == (two / name).read_bytes()
 
@@ -164,15 +181,20 @@ def test_a_folder_that_is_wrong_is_refused_in_words(tmp_path, harm, words):
     before = {n: v.clone() for n, v in base.state_dict().items()}
     with pytest.raises(gatec.GatecError, match=words):
         gatec.load(folder, base, inputs=X)
-    assert list(base.state_dict()) == list(before) and all(torch.equal(v, before[n]) for n, v in base.state_dict().items())
-
-
+    assert list(base.state_dict()) == list(before) and all(
+        torch.equal(v, before[n]) for n, v in base.state_dict().items()
+    )
 
 
 def test_into_another_model(tmp_path):
     folder = gatec.save(gatec.convert(mlp(), "glu", inputs=X), tmp_path)
-    wide = nn.Sequential(nn.Linear(8, 24), nn.GELU(), nn.Linear(24, 8), nn.Tanh(), nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8))
-    with pytest.raises(gatec.GatecError, match=r"(?s)^gatec: tensors that fit the rewritten model\n  found .*0.weight.*\n  where .*\n  try   load into a fresh model"):
+    wide = nn.Sequential(
+        nn.Linear(8, 24), nn.GELU(), nn.Linear(24, 8), nn.Tanh(), nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8)
+    )
+    with pytest.raises(
+        gatec.GatecError,
+        match=r"(?s)^gatec: tensors that fit the rewritten model\n  found .*0.weight.*\n  where .*\n  try   load into a fresh model",
+    ):
         gatec.load(folder, wide, inputs=X)
     with pytest.raises(gatec.GatecError, match=r"^gatec: the sites of glu in Sequential\n  found none at "):
         gatec.load(folder, nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8)), inputs=X)

@@ -207,9 +207,7 @@ def test_code_that_does_not_run_is_said_with_its_line(folder):
 
 def test_a_missing_package_is_named(monkeypatch):
     find = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: None if name == "timm" else find(name)
-    )
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "timm" else find(name))
     refuses(
         "timm:resnet18",
         "gatec: timm models\n  found no package timm in this Python\n  try   pip install timm",
@@ -221,8 +219,7 @@ def test_a_missing_package_is_named(monkeypatch):
 def test_cuda_without_cuda():
     refuses(
         "transformers:llama",
-        f"gatec: a model on cuda\n  found PyTorch {torch.__version__}, which sees no CUDA device "
-        "here\n  try   cpu",
+        f"gatec: a model on cuda\n  found PyTorch {torch.__version__}, which sees no CUDA device here\n  try   cpu",
         device="cuda",
     )
 

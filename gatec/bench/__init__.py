@@ -23,13 +23,19 @@ RESULTS = Path(__file__).parent / "results"
 def run(name: str) -> list[Row]:
     """The rows of one benchmark; every time is compared with a peer in the same run."""
     if name not in BENCHMARKS:
-        raise GatecError(f"a benchmark named {name!r}", found=f"benchmarks: {', '.join(BENCHMARKS)}", hint="gatec bench convert")
+        raise GatecError(
+            f"a benchmark named {name!r}", found=f"benchmarks: {', '.join(BENCHMARKS)}", hint="gatec bench convert"
+        )
     return BENCHMARKS[name]()
 
 
 def keep(name: str, rows: list[Row], folder: Path = RESULTS) -> Path:
     """Write the rows with what they were measured on: device, versions, commit."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    device = (
+        torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    )
     about = {"benchmark": name, "device": device, "torch": torch.__version__, "commit": _commit()}
     file = folder / f"{name}-{'gpu' if torch.cuda.is_available() else 'cpu'}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -39,7 +45,13 @@ def keep(name: str, rows: list[Row], folder: Path = RESULTS) -> Path:
 
 def _commit() -> str:
     try:
-        found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent, check=True)
+        found = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"],
+            capture_output=True,
+            text=True,
+            cwd=Path(__file__).parent,
+            check=True,
+        )
     except (OSError, subprocess.CalledProcessError):
         return ""
     return found.stdout.strip()

@@ -390,7 +390,11 @@ def _assigning_nothing(root: nn.Module) -> Iterator[None]:
         yield
         for path, module, plain, buffers in before:
             changed = [n for n, v in vars(module).items() if n not in plain or v is not plain[n]]
-            changed += [n for n, v in module._buffers.items() if not _same_memory(v, f"{path}.{n}" if path else n, buffers.get(n))]
+            changed += [
+                n
+                for n, v in module._buffers.items()
+                if not _same_memory(v, f"{path}.{n}" if path else n, buffers.get(n))
+            ]
             assigned = assigned or next((f"{path}.{n}" if path else n for n in changed), "")
     finally:
         for _, module, plain, buffers in before:
@@ -430,8 +434,13 @@ def _line(frame: types.FrameType, number: int) -> str:
     return f"{file.rpartition('site-packages/')[2]}:{number}"
 
 
-OURS = (str(Path(__file__).parents[1]) + "/", str(Path(torch.__file__).parent) + "/", str(Path(mock.__file__).parent) + "/",
-        contextlib.__file__, "<")
+OURS = (
+    str(Path(__file__).parents[1]) + "/",
+    str(Path(torch.__file__).parent) + "/",
+    str(Path(mock.__file__).parent) + "/",
+    contextlib.__file__,
+    "<",
+)
 
 
 def _example(value: Any) -> Any:
@@ -555,9 +564,9 @@ def _hoist(graph: fx.Graph) -> None:
     for node in nodes:
         sizes = node.op == "call_function" and node.target in SIZES
         sizes = sizes or (node.op == "call_method" and node.target in ("size", "numel", "__len__"))
-        if sizes and not isinstance(node.meta.get("val"), Tensor):
-            if all(a.op == "placeholder" or a in early for a in node.all_input_nodes):
-                early.add(node)
+        known = all(a.op == "placeholder" or a in early for a in node.all_input_nodes)
+        if sizes and known and not isinstance(node.meta.get("val"), Tensor):
+            early.add(node)
     needed: set[fx.Node] = set()
     for node in reversed(nodes):
         if node in early and (node.target is hold or any(u in needed for u in node.users)):
@@ -587,9 +596,9 @@ def writes(node: fx.Node) -> bool:
         return any(not isinstance(a.meta.get("val"), (Tensor, tuple, list, dict, *PLAIN)) for a in node.all_input_nodes)
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     if node.op == "call_method":
-        return name.endswith("_") and not name.endswith("__") or name == "__setitem__"
+        return (name.endswith("_") and not name.endswith("__")) or name == "__setitem__"
     if node.op == "call_function":
-        inplace = name.endswith("_") and not name.startswith("_") or (name.startswith("i") and hasattr(operator, name) and
+        inplace = (name.endswith("_") and not name.startswith("_")) or (name.startswith("i") and hasattr(operator, name) and
                     getattr(operator, name) is node.target and name in INPLACE)  # fmt: skip
         return inplace or node.target is operator.setitem or bool(node.kwargs.get("inplace")) or "out" in node.kwargs
     return False

@@ -55,7 +55,9 @@ class Unit:
     def __deepcopy__(self, memo: dict[int, Any]) -> Unit:
         rewrites = copy.deepcopy(self.rewrites, memo)
         graphs = {k: list(v) for k, v in self.graphs.items()}
-        return Unit(self.original, rewrites, dict(self.added), graphs, 0, self.asks_compiling, self.reads, self.measured)
+        return Unit(
+            self.original, rewrites, dict(self.added), graphs, 0, self.asks_compiling, self.reads, self.measured
+        )
 
     def graph(self, module: nn.Module, call: Call, known: Any = None) -> fx.Graph:
         """The rewritten graph of one call, captured anew from the user's own forward."""
@@ -108,7 +110,7 @@ def _frozen(module: nn.Module, child: str, name: str) -> Any:
     return value if isinstance(value, (int, float, str, bool, type(None))) else id(value)
 
 
-class _hidden:  # noqa: N801 - a context manager that reads as an adjective
+class _hidden:
     """The module without what gatec added to it, while its own forward is traced."""
 
     def __init__(self, module: nn.Module, added: dict[str, Any]) -> None:

@@ -312,7 +312,9 @@ PACKED: dict[str, tuple[Packed, tuple[str, ...]]] = {  # function, names of its 
 ALSO = {
     **dict.fromkeys(("split_size_or_sections", "split_size", "split_sizes"), "size"),
     **dict.fromkeys(("sections", "indices", "indices_or_sections", "tensor_indices_or_sections"), "n"),
-    "axis0": "dim0", "axis1": "dim1", "axis": "dim",
+    "axis0": "dim0",
+    "axis1": "dim1",
+    "axis": "dim",
 }
 
 

@@ -116,7 +116,9 @@ class Pattern:
             return self.table.make(f"?{node.target.kind}", env[node.all_input_nodes[0]], data=node.target.name)
         found = spelled(self.table, node, lambda a: env[a] if isinstance(a, fx.Node) else a)
         if found is None:
-            raise GatecError("a pattern of operations that canonical terms know", found=str(node.target), where=self.name)
+            raise GatecError(
+                "a pattern of operations that canonical terms know", found=str(node.target), where=self.name
+            )
         return found
 
     def __reduce__(self) -> Any:
@@ -129,7 +131,9 @@ class Pattern:
             if term.op != wanted and not self.root.op.startswith("?a"):
                 continue
             whole = next(self._unify(self.root, term, _State({}, {}, {}, []), False), None)
-            state = whole or next((s for s in self._unify(self.root, term, _State({}, {}, {}, []), True) if s.obstacle), None)
+            state = whole or next(
+                (s for s in self._unify(self.root, term, _State({}, {}, {}, []), True) if s.obstacle), None
+            )
             if state is None:
                 continue
             layers = {n: state.layers[n] for n in self.holes if n in state.layers}

@@ -38,9 +38,7 @@ def export(
     """
     runtime()
     if opset not in OPSETS:
-        raise GatecError(
-            f"an opset from {OPSETS[0]} to {OPSETS[-1]}", found=str(opset), hint="opset=20"
-        )
+        raise GatecError(f"an opset from {OPSETS[0]} to {OPSETS[-1]}", found=str(opset), hint="opset=20")
     with evaluating(model):
         flat, tensors = flatten(model, inputs)
         repeatable(flat, tensors)
@@ -108,9 +106,7 @@ def accepts(flat: Flat, tensors: Tensors, axis: Axis, step: int) -> bool:
     return True
 
 
-def attempted(
-    flat: Flat, tensors: Tensors, axes: list[Axis], opset: int
-) -> tuple[ir.Model, list[Axis], list[str]]:
+def attempted(flat: Flat, tensors: Tensors, axes: list[Axis], opset: int) -> tuple[ir.Model, list[Axis], list[str]]:
     """Trace with as many sizes free as will go; notes say which were lost."""
     tried: list[Remedy] = []
     certain = [a for a in axes if a.kind != "length"]

@@ -31,9 +31,7 @@ for line in sys.stdin:
 
 def shape_text(shape: tuple[int, ...]) -> str:
     """The same broadcasting at sizes that vectors divide."""
-    return "x".join(
-        str(1 if n == 1 else 512 if i == len(shape) - 1 else 16) for i, n in enumerate(shape)
-    )
+    return "x".join(str(1 if n == 1 else 512 if i == len(shape) - 1 else 16) for i, n in enumerate(shape))
 
 
 def fits(region: Region) -> bool:
@@ -96,6 +94,4 @@ def test_an_unknown_target_is_refused(tmp_path: Path) -> None:
     file = written(REGIONS[0], torch.bfloat16, tmp_path)
     command = [sys.executable, "-m", "gatec.aot", str(file), "--target", "sm_1"]
     done = attempt(command)
-    assert (
-        "gatec: a target to compile for\n  found sm_1\n  try   sm_80, sm_90, sm_100" in done.stderr
-    )
+    assert "gatec: a target to compile for\n  found sm_1\n  try   sm_80, sm_90, sm_100" in done.stderr

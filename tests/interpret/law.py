@@ -37,9 +37,7 @@ def error(found: Tensor, truth: Tensor) -> float:
     return float((found.double() - truth).abs().max() / truth.abs().max().clamp_min(1e-30))
 
 
-def check(
-    fn: Callable[..., Tensor], operands: Sequence[Tensor], made: Kernel | None = None
-) -> None:
+def check(fn: Callable[..., Tensor], operands: Sequence[Tensor], made: Kernel | None = None) -> None:
     """The law: error against float64 at most twice eager's, forward and for every gradient."""
     made = made or kernel(fn, operands)
     wide = [x.double() if x.is_floating_point() else x for x in operands]

@@ -47,11 +47,7 @@ ACTIVATIONS = {
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_activations(name: str, dtype: torch.dtype, scale: float) -> None:
     torch.manual_seed(1)
-    if (
-        name in ("exp", "exp2", "expm1", "two_power", "cube")
-        and scale == 30
-        and dtype != torch.float32
-    ):
+    if name in ("exp", "exp2", "expm1", "two_power", "cube") and scale == 30 and dtype != torch.float32:
         scale = 8
     check(ACTIVATIONS[name], [poisoned((1, 1021), dtype, scale)])
 

@@ -107,9 +107,7 @@ def test_same_input_same_text() -> None:
 
 
 def test_operands_keep_their_names() -> None:
-    text = kernel(
-        lambda shape, tl, mul, x_grad: shape * tl + mul * x_grad, [torch.randn(2, 3)] * 4
-    ).source
+    text = kernel(lambda shape, tl, mul, x_grad: shape * tl + mul * x_grad, [torch.randn(2, 3)] * 4).source
     assert "def forward(shape_, tl_, mul, x_grad_):" in text
 
 
