@@ -134,3 +134,20 @@ def test_a_census_prints_one_complete_line_per_find():
     text = str(gatec.scan(Block(highway).eval(), X))
     line = next(row for row in text.splitlines() if row.strip().startswith("highway"))
     assert "sigmoid" in line and "2x3x8" in line and "test_recognise.py:" in line
+
+
+class Cubed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x**3
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad
+
+
+@pytest.mark.parametrize("name", ["glu", "prune", "moe"])
+def test_an_activation_that_cannot_be_looked_into_is_named(name):
+    model = Block(lambda m, x: m.out(Cubed.apply(m.a(x))))
+    (edit,) = gatec.why(model, name, inputs=X)
+    assert (edit.verdict, edit.why.split()[:3]) == ("near", ["but", "for", "Cubed"])

@@ -176,6 +176,9 @@ class Pattern:
         elif p.op == "?act" and t.op in ACTIVATIONS:
             state.acts[p.data] = Activation(t.op, t.data)
             yield from self._unify(p.args[0], t.args[0], state, bend)
+        elif p.op == "?act" and bend and s.obstacle is None and t.op.startswith("call:") and len(t.args) == 1:
+            state.obstacle = t  # an activation that gatec cannot look into stands in its place
+            yield from self._unify(p.args[0], t.args[0], state, bend)
         elif p.op in ("mul", "add") and t.op == p.op and t.data == p.data and len(t.args) == len(p.args):
             for order in itertools.permutations(t.args):
                 yield from self._all(p.args, order, state, bend)
