@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from gatec.capture.tracer import writes
+from gatec.capture.guards import writes
 from gatec.equation import ACTIVATIONS, Activation
 from gatec.match import Canon
 from gatec.recognise import Find, finds

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from gatec.capture import Call, install, trace, unit_of
-from gatec.capture.tracer import hold, writes
+from gatec.capture.guards import hold, writes
 from gatec.capture.unit import Unit, uninstall
 from gatec.errors import GatecError, Refused
 from gatec.gate import Gate

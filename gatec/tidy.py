@@ -11,8 +11,9 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map
 
+from gatec.capture.guards import hold, writes
 from gatec.capture.structure import PLAIN
-from gatec.capture.tracer import hold, pretending, writes
+from gatec.capture.tracer import pretending
 from gatec.errors import Refused
 from gatec.match.terms import join
 

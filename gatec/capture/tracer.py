@@ -6,15 +6,11 @@ what depends on data. Child modules stay calls: a graph speaks only of its own m
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import logging
 import operator
-import sys
-import types
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -28,138 +24,12 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.utils._pytree import tree_map
 
+from gatec.capture.guards import hoist, hold
+from gatec.capture.patches import asked_honestly, assigning_nothing, watched
 from gatec.capture.record import Call
 from gatec.capture.structure import PLAIN, flatten, rebuild
+from gatec.capture.values import Opaque, Value, where
 from gatec.errors import Refused
-
-
-class Miss(Exception):
-    """A decision that a graph was captured under does not hold for this call."""
-
-
-def hold(found: Any, wanted: Any, where: str) -> None:
-    """Stop a graph whose Python decision at `where` (file:line) does not hold for the tensors at hand."""
-    if found != wanted:
-        raise Miss(where)
-
-
-FACTORIES = ("arange", "zeros", "ones", "full", "empty", "tensor", "as_tensor", "eye", "linspace", "rand", "randn",
-             "scalar_tensor", "tril_indices", "triu_indices")  # fmt: skip
-CONCRETE = {"dtype", "device", "ndim", "layout", "is_cuda", "is_meta", "is_sparse", "is_quantized", "is_nested",
-            "requires_grad", "names", "is_leaf", "is_mkldnn", "is_cpu", "is_mps", "is_xpu", "itemsize"}  # fmt: skip
-CONCRETE_CALLS = {"dim", "ndimension", "is_floating_point", "is_complex", "element_size", "is_contiguous",
-                  "get_device", "is_signed", "is_conj", "is_neg", "is_inference"}  # fmt: skip
-DATA = {"item", "tolist", "numpy", "nonzero", "unique", "backward", "__array__", "equal", "allclose"}
-
-
-class Value(fx.Proxy):
-    """A proxy that knows an example of its value."""
-
-    example: Any
-    tracer: Tracer
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") and name.endswith("__"):
-            raise AttributeError(name)
-        example = self.example
-        if not isinstance(example, Tensor):
-            found = getattr(example, name)
-            return _Method(self, name) if callable(found) else self.tracer.call(getattr, self, name)
-        if name in CONCRETE:
-            return getattr(example, name)
-        if name in DATA:
-            raise Refused(f"its result depends on the values of a tensor (.{name})")
-        with self.tracer.quiet():
-            found = getattr(example, name)
-        return _Method(self, name) if callable(found) else self.tracer.call(getattr, self, name)
-
-    def __iter__(self) -> Iterator[Any]:
-        if isinstance(self.example, Tensor):
-            return iter([self[i] for i in range(len(self))])
-        if isinstance(self.example, dict):
-            return iter(self.example)
-        return iter([self[i] for i in range(len(self.example))])
-
-    def __len__(self) -> int:
-        if isinstance(self.example, Tensor):
-            return int(self.tracer.decide(self.size(0)))
-        return len(self.example)
-
-    def __bool__(self) -> bool:
-        return bool(self.tracer.decide(self))
-
-    def __int__(self) -> int:
-        return int(self.tracer.decide(self))
-
-    def __index__(self) -> int:
-        return operator.index(self.tracer.decide(self))
-
-    def __float__(self) -> float:
-        return float(self.tracer.decide(self))
-
-    def __hash__(self) -> int:
-        return hash(self.tracer.decide(self)) if isinstance(self.example, PLAIN) else id(self)
-
-    def __contains__(self, item: Any) -> bool:
-        return any(bool(item == x) for x in self)
-
-    def keys(self) -> Any:
-        return self.example.keys()
-
-    def __setitem__(self, index: Any, value: Any) -> None:
-        self.tracer.call(operator.setitem, self, index, value)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name not in ("tracer", "node", "example"):
-            raise Refused(f"it sets the attribute {name} of a tensor")
-        object.__setattr__(self, name, value)
-
-    def __invert__(self) -> Any:
-        return self.tracer.call(operator.invert, self)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.tracer.call(operator.getitem, self, index)
-
-    def __deepcopy__(self, memo: Any) -> Value:
-        return self
-
-
-def _in_place(name: str) -> Any:
-    function = getattr(operator, name)
-
-    def method(self: Value, other: Any) -> Any:
-        return self.tracer.call(function, self, other)
-
-    return method
-
-
-for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor", "imatmul"):
-    setattr(Value, f"__{_name}__", _in_place(_name))
-
-
-class Opaque(Value):
-    """An object that the graph hands on without looking into it, such as a KV cache."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        raise Refused(f"it reads .{name} of an object of type {type(self.example).__name__}")
-
-    def __bool__(self) -> bool:
-        raise Refused(f"it asks an object of type {type(self.example).__name__} whether it is true")
-
-    __len__ = __int__ = __index__ = __float__ = __iter__ = __bool__  # type: ignore[assignment]
-    __hash__ = object.__hash__
-
-
-class _Method:
-    def __init__(self, owner: Value, name: str) -> None:
-        self.owner, self.name = owner, name
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self.name in CONCRETE_CALLS:
-            return getattr(self.owner.example, self.name)(*args, **kwargs)
-        return self.owner.tracer.create_proxy("call_method", self.name, (self.owner, *args), kwargs)
 
 
 @contextmanager
@@ -172,17 +42,6 @@ def pretending(mode: FakeTensorMode) -> Iterator[None]:
             yield
     finally:
         torch.set_autocast_cache_enabled(cached)
-
-
-class Apply:
-    """A torch.autograd.Function as a graph leaf, so that its own backward survives."""
-
-    def __init__(self, function: Any) -> None:
-        self.function = function
-        self.__name__, self.__module__ = function.__name__, function.__module__
-
-    def __call__(self, *args: Any) -> Any:
-        return self.function.apply(*args)
 
 
 class Tracer(fx.Tracer):
@@ -340,7 +199,7 @@ class Tracer(fx.Tracer):
         self.paths = {m: p for p, m in root.named_modules()}
         self.tensors = {id(v): f"{p}.{n}" if p else n for p, m in root.named_modules()
                         for n, v in (*vars(m).items(), *m._buffers.items()) if isinstance(v, Tensor)}  # fmt: skip
-        with _asked_honestly(self, root), _watched(self, root):
+        with asked_honestly(self, root), watched(self, root):
             return super().trace(root)
 
 
@@ -365,7 +224,7 @@ def trace(module: nn.Module, forward: Callable[..., Any], call: Call,
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     tracer = Tracer(known, mode)
     try:
-        with _assigning_nothing(module):
+        with assigning_nothing(module):
             graph = tracer.run(module, forward, call)
     except Refused as e:
         line = where(e.__traceback__)
@@ -376,71 +235,8 @@ def trace(module: nn.Module, forward: Callable[..., Any], call: Call,
     for node in graph.nodes:
         if node.op == "get_attr" and "val" not in node.meta:
             node.meta["val"] = tracer.fake(operator.attrgetter(str(node.target))(module))
-    _hoist(graph)
+    hoist(graph)
     return Trace(graph, tracer.asks_compiling, frozenset(tracer.reads))
-
-
-@contextmanager
-def _assigning_nothing(root: nn.Module) -> Iterator[None]:
-    """Put back what the forward assigns to its module; refuse it unless it is a buffer that was written in place."""
-    modules = [("", root), *root.named_children()]
-    before = [(p, m, dict(vars(m)), dict(m._buffers)) for p, m in modules]
-    assigned = ""
-    try:
-        yield
-        for path, module, plain, buffers in before:
-            changed = [n for n, v in vars(module).items() if n not in plain or v is not plain[n]]
-            changed += [
-                n
-                for n, v in module._buffers.items()
-                if not _same_memory(v, f"{path}.{n}" if path else n, buffers.get(n))
-            ]
-            assigned = assigned or next((f"{path}.{n}" if path else n for n in changed), "")
-    finally:
-        for _, module, plain, buffers in before:
-            vars(module).clear()
-            vars(module).update(plain)
-            module._buffers.clear()
-            module._buffers.update(buffers)
-    if assigned:
-        raise Refused(f"its forward assigns self.{assigned}")
-
-
-def _same_memory(now: Any, path: str, before: Any) -> bool:
-    """Whether a buffer is still itself: untouched, or what an in-place operation on it gave back."""
-    if not isinstance(now, Value):
-        return now is before
-    node = now.node
-    while node.op != "get_attr" and writes(node) and node.all_input_nodes:
-        node = node.all_input_nodes[0]
-    return node.op == "get_attr" and node.target == path
-
-
-def where(trail: types.TracebackType | None = None) -> str:
-    """file:line of the user's code that is being traced, or that raised."""
-    found, frame = "", sys._getframe(1) if trail is None else None
-    while trail is not None:
-        found = _line(trail.tb_frame, trail.tb_lineno) or found
-        trail = trail.tb_next
-    while frame is not None and not found:
-        found, frame = _line(frame, frame.f_lineno), frame.f_back
-    return found
-
-
-def _line(frame: types.FrameType, number: int) -> str:
-    file = frame.f_code.co_filename
-    if file.startswith(OURS):
-        return ""
-    return f"{file.rpartition('site-packages/')[2]}:{number}"
-
-
-OURS = (
-    str(Path(__file__).parents[1]) + "/",
-    str(Path(torch.__file__).parent) + "/",
-    str(Path(mock.__file__).parent) + "/",
-    contextlib.__file__,
-    "<",
-)
 
 
 def _example(value: Any) -> Any:
@@ -473,135 +269,3 @@ def _returned(tracer: Tracer, value: Any) -> Any:
     if isinstance(value, (tuple, list)):
         return type(value)(_returned(tracer, v) for v in value)
     return value
-
-
-# -- what is patched while the user's forward runs --------------------------------------------------------------
-
-_ORIGINAL = {n: getattr(torch, n) for n in FACTORIES if hasattr(torch, n)}
-_ORIGINAL_APPLY = torch.autograd.Function.__dict__["apply"].__func__
-
-
-@contextmanager
-def _asked_honestly(tracer: Tracer, root: nn.Module) -> Iterator[None]:
-    def factory(original: Callable[..., Any]) -> Callable[..., Any]:
-        def made(*args: Any, **kwargs: Any) -> Any:
-            return original(*args, **kwargs) if tracer.busy else tracer.call(original, *args, **kwargs)
-
-        return made
-
-    def compiling() -> bool:
-        tracer.asks_compiling = tracer.asks_compiling or not tracer.busy
-        return False
-
-    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
-        if tracer.busy:
-            return _ORIGINAL_APPLY(cls, *args, **kwargs)
-        return tracer.create_proxy("call_function", Apply(cls), args, kwargs)
-
-    def no_context(what: str, original: Any) -> Any:
-        def enter(self: Any) -> Any:
-            if not tracer.busy:
-                raise Refused(f"it enters {what} inside its forward")
-            return original(self)
-
-        return enter
-
-    with ExitStack() as stack:
-        for name, original in _ORIGINAL.items():
-            stack.enter_context(mock.patch.object(torch, name, factory(original)))
-        stack.enter_context(mock.patch.object(torch.compiler, "is_compiling", compiling))
-        stack.enter_context(mock.patch.object(torch.autograd.Function, "apply", classmethod(apply)))
-        for owner, what in ((torch.no_grad, "torch.no_grad"), (torch.autocast, "torch.autocast")):
-            stack.enter_context(mock.patch.object(owner, "__enter__", no_context(what, owner.__enter__)))
-        for module in {type(m).__module__ for m in root.modules()}:
-            if not module.startswith("torch.") and module in sys.modules:
-                stack.enter_context(mock.patch.dict(vars(sys.modules[module]), {"isinstance": _isinstance}))
-        yield
-
-
-@contextmanager
-def _watched(tracer: Tracer, root: nn.Module) -> Iterator[None]:
-    """Note which plain attributes of the module and its children the forward reads: modules that agree on them share a trace."""
-    watched = [("", root), *root.named_children()]
-    kinds = [type(m) for _, m in watched]
-    for (path, module), kind in zip(watched, kinds, strict=True):
-        module.__class__ = _spy(kind, path, tracer)
-    try:
-        yield
-    finally:
-        for (_, module), kind in zip(watched, kinds, strict=True):
-            module.__class__ = kind
-
-
-def _spy(kind: type[nn.Module], path: str, tracer: Tracer) -> type[nn.Module]:
-    def read(self: nn.Module, name: str) -> Any:
-        if not name.startswith("_") and not tracer.busy and name in object.__getattribute__(self, "__dict__"):
-            tracer.reads.add((path, name))
-        return kind.__getattribute__(self, name)
-
-    names = {"__getattribute__": read, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
-    return type(kind.__name__, (kind,), names)
-
-
-def _isinstance(value: Any, kind: Any) -> bool:
-    """isinstance() that takes a proxy for what it stands for."""
-    if isinstance(value, Value) and not isinstance(kind, fx.Proxy):
-        return isinstance(object.__getattribute__(value, "example"), kind)
-    return isinstance(value, kind)
-
-
-# -- guards first -------------------------------------------------------------------------------------------------
-
-SIZES: set[Any] = {getattr, operator.getitem, hold, *(getattr(operator, n) for n in (
-    "add", "sub", "mul", "floordiv", "mod", "eq", "ne", "lt", "le", "gt", "ge", "and_", "or_", "neg", "truediv", "not_"
-))}  # fmt: skip
-
-
-def _hoist(graph: fx.Graph) -> None:
-    """Move every decision that only reads sizes of arguments to the front, so that a miss costs nothing."""
-    nodes = list(graph.nodes)
-    early: set[fx.Node] = set()
-    for node in nodes:
-        sizes = node.op == "call_function" and node.target in SIZES
-        sizes = sizes or (node.op == "call_method" and node.target in ("size", "numel", "__len__"))
-        known = all(a.op == "placeholder" or a in early for a in node.all_input_nodes)
-        if sizes and known and not isinstance(node.meta.get("val"), Tensor):
-            early.add(node)
-    needed: set[fx.Node] = set()
-    for node in reversed(nodes):
-        if node in early and (node.target is hold or any(u in needed for u in node.users)):
-            needed.add(node)
-    last = [n for n in nodes if n.op == "placeholder"]
-    anchor = last[-1] if last else None
-    for node in nodes:
-        if node in needed and anchor is not None:
-            anchor.append(node)
-            anchor = node
-    touched, outside = False, _storages(n for n in nodes if n.op in ("placeholder", "get_attr"))
-    for node in graph.nodes:
-        if node.target is hold and touched:
-            raise Refused(f"it decides something about sizes after it has written to its surroundings ({node.args[2]})")
-        inside = node.op != "call_module" and not outside & _storages(node.all_input_nodes[:1])
-        touched = touched or (writes(node) and not inside)
-
-
-def _storages(nodes: Iterable[fx.Node]) -> set[int]:
-    values = (n.meta.get("val") for n in nodes)
-    return {v.untyped_storage()._cdata for v in values if isinstance(v, Tensor)}
-
-
-def writes(node: fx.Node) -> bool:
-    """Whether the node changes anything but its own result: in place, or through an object that is handed on."""
-    if node.op == "call_module":
-        return any(not isinstance(a.meta.get("val"), (Tensor, tuple, list, dict, *PLAIN)) for a in node.all_input_nodes)
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    if node.op == "call_method":
-        return (name.endswith("_") and not name.endswith("__")) or name == "__setitem__"
-    if node.op == "call_function":
-        inplace = (name.endswith("_") and not name.startswith("_")) or (name.startswith("i") and hasattr(operator, name) and
-                    getattr(operator, name) is node.target and name in INPLACE)  # fmt: skip
-        return inplace or node.target is operator.setitem or bool(node.kwargs.get("inplace")) or "out" in node.kwargs
-    return False
-
-
-INPLACE = {"iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor", "imatmul"}

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from gatec.capture.guards import Miss
 from gatec.capture.record import Call
 from gatec.capture.structure import flatten
-from gatec.capture.tracer import Miss, trace
+from gatec.capture.tracer import trace
 from gatec.errors import GatecError, Refused
 
 LIMIT = 16  # graphs per module; more means that a decision keeps changing

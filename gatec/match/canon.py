@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from gatec.capture.guards import writes
 from gatec.capture.structure import PLAIN
-from gatec.capture.tracer import writes
 from gatec.match.spelling import layer, overwrites, spelled
 from gatec.match.terms import Table, Term, join, shape_of, storage
 
