@@ -17,6 +17,7 @@ from gatec.recognise import finds
 from gatec.report import Report, attach
 from gatec.rewrite import copied as graph_copy
 from gatec.rewrite import installed
+from gatec.trail import note
 from gatec.verify import distance, forward
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -41,6 +42,7 @@ def fuse_(model: Model, inputs: Any = None, *, everywhere: bool = False) -> Mode
         twins: dict[Any, Any] = {}
         for path in dict.fromkeys(f.site for f in finds(program.canon())):
             program.edits.extend(_unit(program, path, everywhere, kernels, undo, twins))
+        note("fuse", model, program.edits)
         moved = distance(forward(model, program), program.calls[""][0].output)
         attach(model, Report(tuple(program.edits), moved, tuple(program.missed.items())), undo)
         vars(model)["_gatec_kernels"] = {**vars(model).get("_gatec_kernels", {}), **kernels}

@@ -23,6 +23,7 @@ from gatec.program import Edit, Program
 from gatec.report import Report, attach
 from gatec.rewrite import put
 from gatec.shrink import shrink
+from gatec.trail import note
 from gatec.verify import distance, finite, forward
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -60,6 +61,7 @@ def convert_(model: Model, *passes: Any, pass_: Any = None, inputs: Any = None, 
                 tick=progress,
             )
             remember(model, step(gate, own, edits), undo)
+            note(gate.name, model, edits)
         _something(program, wanted)
         moved = distance(forward(model, program), program.calls[""][0].output)
         attach(model, Report(tuple(program.edits), moved, tuple(program.missed.items())), undo)

@@ -1,7 +1,8 @@
 """Every setting that gatec reads from the environment, in one table.
 
-GATEC_DEBUG  cumulative: 1 report lines, 2 the program after each pass, 3 near misses, 4 generated kernels
-GATEC_DUMP   a folder: numbered program texts and generated kernels are written there
+GATEC_DEBUG  cumulative, on stderr: 1 every decision and the traceback of an error, 2 the rewritten code after each pass,
+             3 near misses
+GATEC_DUMP   a folder: the rewritten code after each pass, numbered, and every kernel that is loaded are written there
 """
 
 import os

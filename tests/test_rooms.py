@@ -18,7 +18,7 @@ ROWS = [row.split() for row in [
     "verify tidy recognise",
     "rewrite",
     "kernels regions dispatch",
-    "catalog onnx report history shrink",
+    "catalog onnx report history shrink trail",
     "lower",
     "pipeline",
     "census compaction fusing",
