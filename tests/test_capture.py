@@ -1,6 +1,7 @@
 """The laws of capture: what somebody's forward may do, and that the graph does it too, or says why it cannot."""
 
 import copy
+import inspect
 import re
 from collections import OrderedDict
 from contextlib import suppress
@@ -698,3 +699,8 @@ def test_tracing_leaves_classes_as_they_were(kind):
     with suppress(Refused):
         trace(model, kind.forward, Call((X,), {}))
     assert type(model) is kind and type(model.up) is nn.Linear
+
+
+def test_a_rewritten_forward_has_the_signature_of_the_original():
+    gated = gatec.convert(Switched(), "prune", inputs=X)
+    assert inspect.signature(gated.forward) == inspect.signature(Switched().forward)

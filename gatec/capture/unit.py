@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+import types
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -183,10 +185,16 @@ _CLASSES: dict[type[nn.Module], type[nn.Module]] = {}
 def rewritten_class(original: type[nn.Module]) -> type[nn.Module]:
     """The subclass whose forward runs the unit's graphs; named as the original, so that nobody who asks is surprised."""
     if original not in _CLASSES:
-        body = {"forward": forward, "__reduce_ex__": _reduce, "__module__": original.__module__,
+        body = {"forward": _signed(original.forward), "__reduce_ex__": _reduce, "__module__": original.__module__,
                 "__qualname__": original.__qualname__, "__doc__": original.__doc__}  # fmt: skip
         _CLASSES[original] = type(original.__name__, (original,), body)
     return _CLASSES[original]
+
+
+def _signed(original: Any) -> Any:
+    """`forward` under the original's name and signature: generate() and others ask what a forward takes."""
+    copied = types.FunctionType(forward.__code__, forward.__globals__, forward.__name__)
+    return functools.update_wrapper(copied, original)
 
 
 def _reduce(self: nn.Module, protocol: Any) -> Any:

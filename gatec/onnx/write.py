@@ -8,9 +8,10 @@ from pathlib import Path
 
 import onnx
 import onnx_ir as ir
-from torch import nn
+from torch import Tensor, nn
 
 from gatec.errors import GatecError
+from gatec.inputs import example_inputs
 from gatec.onnx.axes import Axis, Tensors, axes_of, resized
 from gatec.onnx.exported import Exported
 from gatec.onnx.flat import Flat, Inputs, evaluating, flatten
@@ -25,7 +26,7 @@ INLINE = 1_500_000_000  # bytes of weights in the file itself; a protobuf ends a
 def export(
     model: nn.Module,
     path: str | Path,
-    inputs: Inputs,
+    inputs: Inputs | None = None,
     *,
     opset: int = 20,
     shapes_checked: int = 2,
@@ -34,13 +35,14 @@ def export(
 ) -> Exported:
     """Write the model as ONNX, run it, and return what was found; raises if they disagree.
 
-    `static` names sizes (batch, sequence, height, ...) that are to stay as they are in `inputs`.
+    `inputs` may be left out where the model says what it eats; `static` names sizes (batch, sequence, height, ...) that
+    are to stay as they are in `inputs`.
     """
     runtime()
     if opset not in OPSETS:
         raise GatecError(f"an opset from {OPSETS[0]} to {OPSETS[-1]}", found=str(opset), hint="opset=20")
     with evaluating(model):
-        flat, tensors = flatten(model, inputs)
+        flat, tensors = flatten(model, guessed(model) if inputs is None else inputs)
         repeatable(flat, tensors)
         axes, notes = moving(flat, tensors, static)
         tensors = resized(tensors, {a: a.size for a in axes})
@@ -62,6 +64,12 @@ def export(
         rows,
         tuple(notes + more + hidden + sparse(made)),
     )
+
+
+def guessed(model: nn.Module) -> Inputs:
+    """The tensors that the model says it eats; flags beside them are left to its own defaults."""
+    args, kwargs = example_inputs(model)
+    return tuple(args) if args else {k: v for k, v in kwargs.items() if isinstance(v, Tensor)}
 
 
 def repeatable(flat: Flat, tensors: Tensors) -> None:
