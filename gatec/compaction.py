@@ -13,7 +13,7 @@ from gatec.history import remember
 from gatec.pipeline import all_or_nothing, copied, prepare
 from gatec.program import Edit, Program
 from gatec.report import Report, attach
-from gatec.rewrite import Rewrite
+from gatec.rewrite import Rewrite, back
 from gatec.shrink import alone, closing, named, remove, site_of
 from gatec.verify import Probe, distance, forward
 
@@ -61,8 +61,7 @@ def _unit(program: Program, path: str, unit: Unit, rewrite: Rewrite, undo: list[
         if not drift <= probe.rounding:
             raise Refused(f"the result would differ from the gated model by {drift:.1e}")
     except (Refused, RuntimeError, ValueError) as e:
-        while steps:
-            steps.pop()()
+        back(steps)
         return Edit("compact", name, "left", str(e).splitlines()[0])
     undo.extend(steps)
     words = f"{int(closed.sum())} of {closed.numel()} units removed, drift {drift:.1e}{probe.note}"

@@ -11,12 +11,13 @@ from gatec.capture import unit_of
 from gatec.errors import Refused
 from gatec.kernel import Kernel
 from gatec.lower import Fusion
+from gatec.match.terms import join
 from gatec.pipeline import all_or_nothing, copied, prepare
 from gatec.program import Edit, Program
 from gatec.recognise import finds
 from gatec.report import Report, attach
+from gatec.rewrite import back, installed
 from gatec.rewrite import copied as graph_copy
-from gatec.rewrite import installed
 from gatec.trail import note
 from gatec.verify import distance, forward
 
@@ -63,7 +64,7 @@ def _unit(
         if captured is None:
             raise Refused("it was not captured")
         trial = graph_copy(captured)
-        fusion(module, trial, call, graph_of=lambda p: program.graph_of(f"{path}.{p}" if path else p))
+        fusion(module, trial, call, graph_of=lambda p: program.graph_of(join(path, p)))
         kernels.update({f"{path or 'model'}.{n}": k for n, k in fusion.kernels.items()})
         left = [Edit("fuse", path, "left", why) for why in fusion.left.values()]
         if not fusion.put:
@@ -74,8 +75,7 @@ def _unit(
             ]
         drift, probe = installed(program, path, module, Fusion(everywhere), steps, twins)
     except Refused as e:
-        while steps:
-            steps.pop()()
+        back(steps)
         return [Edit("fuse", path, "left", str(e))]
     undo.extend(steps)
     return [Edit("fuse", path, "put", "" if probe else "not measured alone", drift, probe.note if probe else "")]

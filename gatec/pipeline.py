@@ -21,7 +21,7 @@ from gatec.history import fill, read, remember, shapes
 from gatec.inputs import example_inputs
 from gatec.program import Edit, Program
 from gatec.report import Report, attach
-from gatec.rewrite import put
+from gatec.rewrite import back, put
 from gatec.shrink import shrink
 from gatec.trail import note
 from gatec.verify import distance, finite, forward
@@ -160,8 +160,7 @@ def all_or_nothing() -> Iterator[list[Callable[[], Any]]]:
     try:
         yield undo
     except BaseException:
-        while undo:
-            undo.pop()()
+        back(undo)
         raise
 
 

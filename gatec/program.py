@@ -7,12 +7,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map
 
 from gatec.capture import Call, record, trace, unit_of
-from gatec.capture.structure import flatten
+from gatec.capture.structure import flatten, frozen
 from gatec.errors import Refused
 from gatec.match import Canon
 from gatec.match.terms import join
@@ -144,15 +143,7 @@ def _likeness(module: nn.Module, call: Call) -> Any:
 
 def _values(module: nn.Module, reads: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Any]:
     missing = object()
-    return {(p, n): _frozen(vars(module.get_submodule(p)).get(n, missing)) for p, n in reads}
-
-
-def _frozen(value: Any) -> Any:
-    if isinstance(value, (tuple, list)):
-        return tuple(map(_frozen, value))
-    if isinstance(value, (int, float, str, bool, type(None), torch.dtype)):
-        return value
-    return id(value)
+    return {(p, n): frozen(vars(module.get_submodule(p)).get(n, missing)) for p, n in reads}
 
 
 def cloned(values: Any) -> Any:

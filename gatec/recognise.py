@@ -67,7 +67,7 @@ def _read(canon: Canon, term: Term) -> Iterator[Term]:
 
 
 def _maximal(canon: Canon, term: Term) -> bool:
-    """Not a part of a larger product or blend that its only readers compute."""
+    """Not a part of a larger product that its only readers compute."""
     for path, node in canon.carriers[term]:
         readers = [canon.terms.get((path, u)) for u in node.users]
         whole = [r for r in readers if r is not None and r is not term and _contains(r, term)]
@@ -77,9 +77,7 @@ def _maximal(canon: Canon, term: Term) -> bool:
 
 
 def _contains(whole: Term, part: Term) -> bool:
-    if whole.op == part.op == "mul":
-        return all(any(a is b for b in whole.args) for a in part.args)
-    return whole.op == part.op == "add" and all(any(a is b for b in whole.args) for a in part.args)
+    return whole.op == part.op == "mul" and all(any(a is b for b in whole.args) for a in part.args)
 
 
 # -- products -------------------------------------------------------------------------------------------------------
@@ -89,11 +87,8 @@ def _product(term: Term) -> tuple[str, str] | None:
     if any(f.op in ("rsqrt", "recip") for f in term.args):
         return None  # a normalisation
     gates = [f for f in term.args if _signal(f)]
-    values = [f for f in term.args if f not in gates and _peeled(f).op not in ("param", "const")]
     if not gates:
         return _bilinear(term)
-    if not values and len(gates) == 1:
-        return None
     gate = _strongest(gates)
     others = [f for f in term.args if f is not gate and _peeled(f).op not in ("param", "const")]
     if not others or _attends(gate):

@@ -230,10 +230,10 @@ def _put_one(gate: Gate, options: dict[str, Any], program: Program, canon: Canon
             return Edit(gate.name, name, "put", "could be put")
         drift, probe = installed(program, path, module, rewrite, steps, twins, structure)
     except Refused as e:
-        _back(steps)
+        back(steps)
         return Edit(gate.name, name, "left", str(e))
     except BaseException:
-        _back(steps)
+        back(steps)
         raise
     undo.extend(steps)
     if gate.neutral and probe is not None and drift is not None and not drift <= probe.rounding:
@@ -242,7 +242,8 @@ def _put_one(gate: Gate, options: dict[str, Any], program: Program, canon: Canon
     return Edit(gate.name, name, "put", "" if probe else "not measured alone", drift, probe.note if probe else "")
 
 
-def _back(steps: Undo) -> None:
+def back(steps: Undo) -> None:
+    """Undo, newest first."""
     while steps:
         steps.pop()()
 

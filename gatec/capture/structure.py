@@ -51,6 +51,13 @@ def _walk(value: Any, leaves: list[Any], key: list[Any]) -> None:
         key.append(type(value))
 
 
+def frozen(value: Any) -> Any:
+    """A value as part of a key: plain values by value, other objects by identity."""
+    if isinstance(value, (tuple, list)):
+        return tuple(map(frozen, value))
+    return value if isinstance(value, (int, float, str, bool, type(None), torch.dtype)) else id(value)
+
+
 def rebuild(value: Any, leaves: Iterator[Any]) -> Any:
     """`value` with its leaves, in the order of `flatten`, taken from `leaves`."""
     if isinstance(value, Tensor):

@@ -14,7 +14,7 @@ from torch import fx, nn
 
 from gatec.capture.guards import Miss
 from gatec.capture.record import Call
-from gatec.capture.structure import flatten
+from gatec.capture.structure import flatten, frozen
 from gatec.capture.tracer import trace
 from gatec.errors import GatecError, Refused
 
@@ -28,7 +28,6 @@ class Captured:
     graph: fx.Graph
     run: Callable[..., Any]
     source: str
-    hits: int = 0
 
 
 @dataclass
@@ -102,15 +101,13 @@ def surroundings(module: nn.Module, unit: Unit) -> tuple[Any, ...]:
         getattr(config, "_attn_implementation", None),
         getattr(config, "_experts_implementation", None),
         unit.asks_compiling and torch.compiler.is_compiling(),
-        *[_frozen(module, child, name) for child, name in unit.reads],
+        *[_attribute(module, child, name) for child, name in unit.reads],
     )
 
 
-def _frozen(module: nn.Module, child: str, name: str) -> Any:
-    """An attribute as part of a key: plain values by value, other objects by identity."""
+def _attribute(module: nn.Module, child: str, name: str) -> Any:
     owner = module._modules.get(child) if child else module
-    value = owner.__dict__.get(name) if owner is not None else None
-    return value if isinstance(value, (int, float, str, bool, type(None))) else id(value)
+    return frozen(owner.__dict__.get(name)) if owner is not None else None
 
 
 class _hidden:

@@ -14,6 +14,7 @@ from unittest import mock
 import torch
 from torch import Tensor, fx
 
+from gatec.capture.guards import INPLACE
 from gatec.capture.structure import PLAIN
 from gatec.errors import Refused
 
@@ -105,7 +106,7 @@ def _in_place(name: str) -> Any:
     return method
 
 
-for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor", "imatmul"):
+for _name in INPLACE:
     setattr(Value, f"__{_name}__", _in_place(_name))
 
 
