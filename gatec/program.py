@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
+import torch
+import torch._dynamo
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map
 
-from gatec.capture import Call, record, trace, unit_of
+from gatec.capture import Call, Trace, record, trace, unit_of
+from gatec.capture.outside import variable
 from gatec.capture.structure import flatten, frozen
 from gatec.errors import Refused
 from gatec.match import Canon
@@ -47,7 +50,8 @@ class Program:
     graphs: dict[str, fx.Graph | None] = field(default_factory=dict)
     missed: dict[str, str] = field(default_factory=dict)
     reads: dict[str, frozenset[tuple[str, str]]] = field(default_factory=dict)  # attributes that each capture read
-    shared: dict[Any, list[tuple[dict[tuple[str, str], Any], fx.Graph]]] = field(default_factory=dict)
+    asked: dict[str, frozenset[str]] = field(default_factory=dict)  # questions about the surroundings, likewise
+    shared: dict[Any, list[tuple[dict[tuple[str, str], Any], Trace]]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Program:
@@ -80,19 +84,21 @@ class Program:
             raise Refused("it was not called in the recorded forward")
         if type(module).__module__.startswith("torch.nn.modules") and not any(module.children()):
             return None
+        if isinstance(module, torch.jit.ScriptModule):
+            raise Refused("it is compiled by TorchScript")
+        if isinstance(module, torch._dynamo.eval_frame.OptimizedModule):
+            raise Refused("it is compiled by torch.compile: give gatec the model first, and compile what comes back")
         if "forward" in vars(module):
             raise Refused("its forward was replaced on the object itself")
         unit = unit_of(module)
         if unit is not None:
             return unit.graph(module, call, self.known(path))
         alike = self.shared.setdefault(_likeness(module, call), [])
-        for values, graph in alike:
-            if values == _values(module, values):
-                self.reads[path] = frozenset(values)
-                return graph
-        found = trace(module, type(module).forward, call, self.known(path))
-        alike.append((_values(module, found.reads), found.graph))
-        self.reads[path] = found.reads
+        found = next((t for values, t in alike if values == _values(module, values)), None)
+        if found is None:
+            found = trace(module, type(module).forward, call, self.known(path))
+            alike.append((_values(module, found.reads), found))
+        self.reads[path], self.asked[path] = found.reads, found.asked
         return found.graph
 
     def known(self, path: str) -> Any:
@@ -142,20 +148,29 @@ def _likeness(module: nn.Module, call: Call) -> Any:
 
 
 def _values(module: nn.Module, reads: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Any]:
-    missing = object()
-    return {(p, n): frozen(vars(module.get_submodule(p)).get(n, missing)) for p, n in reads}
+    return {(child, name): frozen(variable(module, type(module), child, name)) for child, name in reads}
 
 
 def cloned(values: Any) -> Any:
     """The same values in memory of their own: a forward may write into what it is given."""
-    return tree_map(lambda v: v.detach().clone() if isinstance(v, Tensor) else v, values)
+    return _mapped(values, lambda t: t.detach().clone())
 
 
 def doubled(call: Call) -> Call:
     """The same call with floating tensors in float64."""
-    args, kwargs = tree_map(_double, (call.args, call.kwargs))
+    args, kwargs = _mapped((call.args, call.kwargs), lambda t: t.double() if t.is_floating_point() else t)
     return Call(args, kwargs)
 
 
-def _double(value: Any) -> Any:
-    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+def _mapped(values: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Every tensor changed once: two arguments that are one object stay one."""
+    made: dict[int, Tensor] = {}
+
+    def once(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        if id(value) not in made:
+            made[id(value)] = change(value)
+        return made[id(value)]
+
+    return tree_map(once, values)

@@ -304,7 +304,7 @@ def installed(program: Program, path: str, module: nn.Module, rewrite: Any, step
     before = dict(unit.graphs), dict(unit.added), program.graphs[path]
     steps.append(lambda: _reset(unit, program, path, *before))
     unit.graphs.clear()
-    unit.watch(program.reads.get(path, ()))
+    unit.watch(program.reads.get(path, ()), program.asked.get(path, ()))
     unit.added.update({n.partition(".")[0]: True for n in rewrite.added.values() if "." not in n})
     source = unit.keep(module, call, graph).source
     program.graphs[path] = graph

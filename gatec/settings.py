@@ -15,3 +15,4 @@ DUMP = Path(os.environ["GATEC_DUMP"]) if os.environ.get("GATEC_DUMP") else None
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gatec"  # measured choices, per device
+ENVIRONMENT = os.environ  # not to read settings from: what a user's forward asks for is guarded

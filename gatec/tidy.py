@@ -11,9 +11,9 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map
 
-from gatec.capture.guards import hold, writes
+from gatec.capture.examples import pretending
+from gatec.capture.guards import SELF, hold, writes
 from gatec.capture.structure import PLAIN
-from gatec.capture.tracer import pretending
 from gatec.errors import Refused
 from gatec.match.terms import join
 
@@ -75,6 +75,8 @@ def inline(graph: fx.Graph, path: str, child: fx.Graph) -> None:
                 env[node] = graph.node_copy(node, lambda n: env[n])
                 if node.op in ("call_module", "get_attr"):
                     env[node].target = join(path, str(node.target))
+                elif node.args and node.args[0] is SELF:  # what it does to its module, it does to the child
+                    env[node].args = (SELF, join(path, str(node.args[1])), *env[node].args[2:])
 
 
 def _leaves(graph: fx.Graph, arg: Any) -> Iterator[fx.Node]:

@@ -58,11 +58,11 @@ class Overwritten(nn.Module):
 class Assigns(nn.Module):
     def __init__(self):
         super().__init__()
-        self.up, self.down = nn.Linear(8, 16), nn.Linear(16, 8)
+        self.up, self.down, self.seen = nn.Linear(8, 16), nn.Linear(16, 8), []
 
     def forward(self, x):
-        self.last = self.down(F.gelu(self.up(x)))
-        return self.last
+        self.seen.append(self.down(F.gelu(self.up(x))))
+        return self.seen[-1]
 
 
 class TiedToEmbedding(nn.Module):
@@ -151,7 +151,7 @@ BAD = {
     "one layer for two": (SharedUp, X, "moe", MOE, r"\(model\): up is called 2 times in one forward"),
     "a layer in a loop": (Recurrent, X, "prune", {}, r"\(model\): up is called 3 times in one forward\n"),
     "input overwritten": (Overwritten, X, "glu", {}, r"\(model\): x is written in place \(zero_\) before the gate could read it"),
-    "assigns": (Assigns, X, "glu", {}, r"\(model\): its forward assigns self.last\n"),
+    "assigns": (Assigns, X, "glu", {}, r"\(model\): its forward changes what stands in self\.seen\n"),
     "forward replaced": (replaced, X, "glu", {}, "its forward was replaced on the object itself"),
     "inputs of another width": (mlp, torch.randn(4, 9), "glu", {}, r"^gatec: example inputs that Sequential takes\n  found RuntimeError: .*4x9"),
     "inputs of another type": (mlp, torch.arange(8), "glu", {}, "^gatec: example inputs that Sequential takes\n  found RuntimeError: "),

@@ -1,7 +1,7 @@
 """From a live module and one call of it to a torch.fx graph that speaks only of that module's own forward."""
 
 from gatec.capture.record import Call, record, untouched
-from gatec.capture.tracer import trace
+from gatec.capture.tracer import Trace, trace
 from gatec.capture.unit import Unit, install, unit_of
 
-__all__ = ["Call", "Unit", "install", "record", "trace", "unit_of", "untouched"]
+__all__ = ["Call", "Trace", "Unit", "install", "record", "trace", "unit_of", "untouched"]

@@ -2,126 +2,243 @@
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
-from unittest import mock
 
 import torch
-from torch import fx, nn
+import torch._dynamo
+import torch.utils.checkpoint
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.amp import autocast_mode
 
-from gatec.capture.guards import writes
+from gatec.capture.structure import MISSING
 from gatec.capture.values import Apply, Value
 from gatec.errors import Refused
 
-FACTORIES = ("arange", "zeros", "ones", "full", "empty", "tensor", "as_tensor", "eye", "linspace", "rand", "randn",
-             "scalar_tensor", "tril_indices", "triu_indices")  # fmt: skip
+FACTORIES = ("arange", "zeros", "ones", "full", "empty", "tensor", "as_tensor", "from_numpy", "eye", "linspace", "logspace",
+             "range", "rand", "randn", "randint", "randperm", "scalar_tensor", "tril_indices", "triu_indices", "complex",
+             "polar", "normal", "hann_window", "hamming_window", "blackman_window", "empty_strided")  # fmt: skip
+CALLS = ("__call__", "_wrapped_call_impl", "_call_impl", "module_call_wrapper")  # names under which a module is called
+NUMBERS = ("sqrt", "ceil", "floor", "log", "log2", "log10", "exp", "pow", "prod", "sin", "cos")
 
-_ORIGINAL = {n: getattr(torch, n) for n in FACTORIES if hasattr(torch, n)}
-_ORIGINAL_APPLY = torch.autograd.Function.__dict__["apply"].__func__
+_FACTORIES = {n: getattr(torch, n) for n in FACTORIES if hasattr(torch, n)}
+_NUMBERS = {n: getattr(math, n) for n in NUMBERS}
+grad_enabled = torch.is_grad_enabled  # itself, while the user's code gets another
+_APPLY = torch.autograd.Function.__dict__["apply"].__func__
+
+QUESTIONS: dict[str, tuple[Any, str, Callable[[], Any]]] = {
+    "compiling": (torch.compiler, "is_compiling", torch.compiler.is_compiling),
+    "exporting": (torch.compiler, "is_exporting", torch.compiler.is_exporting),
+    "onnx": (torch.onnx, "is_in_onnx_export", torch.onnx.is_in_onnx_export),
+    "dynamo": (torch._dynamo, "is_compiling", torch._dynamo.is_compiling),
+    "tracing": (torch.jit, "is_tracing", getattr(torch.jit, "is_tracing")),  # noqa: B009
+    "grad": (torch, "is_grad_enabled", torch.is_grad_enabled),
+}
+
+
+def answers(asked: Iterator[str] | frozenset[str]) -> tuple[Any, ...]:
+    """What the forward would hear now: whether it is being compiled, exported, run with gradients."""
+    return tuple(QUESTIONS[name][2]() for name in sorted(asked))
+
+
+def honest(tracer: Any) -> Iterator[tuple[Any, str, Any]]:
+    """Patches of what makes tensors, asks about the surroundings or opens a context, for the time of one trace."""
+    for name, original in _FACTORIES.items():
+        yield torch, name, _made(tracer, original)
+    for name, original in _NUMBERS.items():
+        yield math, name, _of_sizes(tracer, original)
+    for name, (owner, attribute, _) in QUESTIONS.items():
+        yield owner, attribute, _asked(tracer, name)
+    yield torch, "is_tensor", lambda x: _isinstance(x, Tensor)
+    yield torch.autograd.Function, "apply", classmethod(_applied(tracer))
+    yield torch.utils.checkpoint, "checkpoint", _checkpoint(tracer, torch.utils.checkpoint.checkpoint)
+    yield torch.autocast, "__enter__", _enter(tracer, torch.autocast.__enter__)
+    yield torch.autocast, "__exit__", _exit(tracer, torch.autocast.__exit__)
+    yield torch.enable_grad, "__enter__", _gradients(tracer, torch.enable_grad.__enter__)
+    yield torch.inference_mode, "__enter__", _inference(tracer, torch.inference_mode.__enter__)
+    yield torch.inference_mode, "__exit__", _uninference(tracer, torch.inference_mode.__exit__)
+    yield nn.Module, "_named_members", _members(tracer, nn.Module._named_members)
 
 
 @contextmanager
-def asked_honestly(tracer: Any, root: nn.Module) -> Iterator[None]:
-    def factory(original: Callable[..., Any]) -> Callable[..., Any]:
-        def made(*args: Any, **kwargs: Any) -> Any:
-            return original(*args, **kwargs) if tracer.busy else tracer.call(original, *args, **kwargs)
+def replaced(patches: Iterable[tuple[Any, str, Any]]) -> Iterator[None]:
+    """These attributes of modules and classes replaced for a while; unittest.mock takes twenty times as long."""
+    before: list[tuple[Any, str, Any]] = []
+    try:
+        for owner, name, new in list(patches):
+            before.append((owner, name, vars(owner).get(name, MISSING)))
+            setattr(owner, name, new)
+        yield
+    finally:
+        for owner, name, old in reversed(before):
+            delattr(owner, name) if old is MISSING else setattr(owner, name, old)
 
-        return made
 
-    def compiling() -> bool:
-        tracer.asks_compiling = tracer.asks_compiling or not tracer.busy
-        return False
+def _made(tracer: Any, original: Callable[..., Any]) -> Callable[..., Any]:
+    def made(*args: Any, **kwargs: Any) -> Any:
+        return original(*args, **kwargs) if tracer.busy else tracer.call(original, *args, **kwargs)
 
+    return made
+
+
+def _of_sizes(tracer: Any, original: Callable[..., Any]) -> Callable[..., Any]:
+    """math.sqrt(x.shape[-1]) as a node, not as a decision."""
+
+    def computed(*args: Any) -> Any:
+        if tracer.busy or not any(isinstance(a, Value) for a in args):
+            return original(*args)
+        if original is math.prod:
+            return original([*args[0]], *args[1:])
+        return tracer.call(original, *args)
+
+    return computed
+
+
+def _asked(tracer: Any, name: str) -> Callable[[], Any]:
+    original = QUESTIONS[name][2]
+
+    def answer() -> Any:
+        if tracer.busy:
+            return original()
+        tracer.asked.add(name)
+        if name == "grad":
+            return tracer.ambient_grad and original()
+        return original() if name in ("onnx",) else False
+
+    return answer
+
+
+def _applied(tracer: Any) -> Callable[..., Any]:
     def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
         if tracer.busy:
-            return _ORIGINAL_APPLY(cls, *args, **kwargs)
+            return _APPLY(cls, *args, **kwargs)
         return tracer.create_proxy("call_function", Apply(cls), args, kwargs)
 
-    def no_context(what: str, original: Any) -> Any:
-        def enter(self: Any) -> Any:
-            if not tracer.busy:
-                raise Refused(f"it enters {what} inside its forward")
+    return apply
+
+
+def _checkpoint(tracer: Any, original: Callable[..., Any]) -> Callable[..., Any]:
+    def checkpoint(function: Any, *args: Any, use_reentrant: Any = None, **kwargs: Any) -> Any:
+        if tracer.busy:
+            return original(function, *args, use_reentrant=use_reentrant, **kwargs)
+        inner = getattr(function, "func", function)  # a functools.partial
+        owner, name = getattr(inner, "__self__", inner), getattr(inner, "__name__", "__call__")
+        if isinstance(owner, nn.Module) and tracer.state.paths.get(owner) and name in CALLS:
+            return function(*args, **kwargs)  # the call of the module checkpoints again when it runs
+        raise Refused("it checkpoints a function of its own (torch.utils.checkpoint)")
+
+    return checkpoint
+
+
+def _autocast_state(device: str) -> Any:
+    enabled = torch.is_autocast_enabled(device)
+    return enabled and (torch.get_autocast_dtype(device), torch.is_autocast_cache_enabled())
+
+
+def _enter(tracer: Any, original: Any) -> Any:
+    def enter(self: Any) -> Any:
+        before = _autocast_state(self.device)
+        result = original(self)
+        if not tracer.busy and _autocast_state(self.device) != before:
+            values = (self.device, self.fast_dtype, self._enabled, self._cache_enabled)
+            tracer.casts[id(self)] = tracer.create_node("call_function", autocast_mode._enter_autocast, values, {})
+        return result
+
+    return enter
+
+
+def _exit(tracer: Any, original: Any) -> Any:
+    def leave(self: Any, *trouble: Any) -> Any:
+        entered = None if tracer.busy else tracer.casts.pop(id(self), None)
+        if entered is not None:
+            tracer.create_node("call_function", autocast_mode._exit_autocast, (entered,), {})
+        return original(self, *trouble)
+
+    return leave
+
+
+def _gradients(tracer: Any, original: Any) -> Any:
+    def enter(self: Any) -> Any:
+        if not tracer.busy:
+            tracer.asked.add("grad")
+            if not tracer.ambient_grad:
+                raise Refused("it turns gradients on inside a forward that runs without")
+        return original(self)
+
+    return enter
+
+
+def _inference(tracer: Any, original: Any) -> Any:
+    """torch.inference_mode as torch.no_grad: tensors made in it would be of no use to the trace."""
+
+    def enter(self: Any) -> Any:
+        if tracer.busy:
             return original(self)
+        self.before = torch._C.is_grad_enabled()
+        torch._C._set_grad_enabled(self.before and not self.mode)
+        return None
 
-        return enter
+    return enter
 
-    with ExitStack() as stack:
-        for name, original in _ORIGINAL.items():
-            stack.enter_context(mock.patch.object(torch, name, factory(original)))
-        stack.enter_context(mock.patch.object(torch.compiler, "is_compiling", compiling))
-        stack.enter_context(mock.patch.object(torch.autograd.Function, "apply", classmethod(apply)))
-        for owner, what in ((torch.no_grad, "torch.no_grad"), (torch.autocast, "torch.autocast")):
-            stack.enter_context(mock.patch.object(owner, "__enter__", no_context(what, owner.__enter__)))
-        for module in {type(m).__module__ for m in root.modules()}:
-            if not module.startswith("torch.") and module in sys.modules:
-                stack.enter_context(mock.patch.dict(vars(sys.modules[module]), {"isinstance": _isinstance}))
-        yield
+
+def _uninference(tracer: Any, original: Any) -> Any:
+    def leave(self: Any, *trouble: Any) -> Any:
+        return original(self, *trouble) if tracer.busy else torch._C._set_grad_enabled(self.before)
+
+    return leave
+
+
+def _members(tracer: Any, original: Any) -> Any:
+    """parameters() and buffers() of modules under the trace, as values of the graph."""
+
+    def members(self: nn.Module, *args: Any, **kwargs: Any) -> Iterator[tuple[str, Any]]:
+        for name, tensor in original(self, *args, **kwargs):
+            yield name, tensor if tracer.busy or self not in tracer.state.paths else tracer.held(tensor)
+
+    return members
+
+
+# -- names that the user's modules look up in builtins ------------------------------------------------------------------
 
 
 @contextmanager
-def watched(tracer: Any, root: nn.Module) -> Iterator[None]:
-    """Note which plain attributes of the module and its children the forward reads: modules that agree on them share a trace."""
-    watched = [("", root), *root.named_children()]
-    kinds = [type(m) for _, m in watched]
-    for (path, module), kind in zip(watched, kinds, strict=True):
-        module.__class__ = _spy(kind, path, tracer)
+def injected(root: nn.Module) -> Iterator[None]:
+    """isinstance() that takes a proxy for what it stands for, in the modules whose code may run."""
+    spaces = _spaces(frozenset(type(m).__module__.partition(".")[0] for m in root.modules()), len(sys.modules))
+    for space in spaces:
+        space["isinstance"] = _isinstance
     try:
         yield
     finally:
-        for (_, module), kind in zip(watched, kinds, strict=True):
-            module.__class__ = kind
+        for space in spaces:
+            space.pop("isinstance", None)
 
 
-def _spy(kind: type[nn.Module], path: str, tracer: Any) -> type[nn.Module]:
-    def read(self: nn.Module, name: str) -> Any:
-        if not name.startswith("_") and not tracer.busy and name in object.__getattribute__(self, "__dict__"):
-            tracer.reads.add((path, name))
-        return kind.__getattribute__(self, name)
+TORCH = "torch.nn.functional", "torch.nn.modules.transformer", "torch.nn.modules.activation"
 
-    names = {"__getattribute__": read, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
-    return type(kind.__name__, (kind,), names)
+
+@lru_cache(maxsize=64)
+def _names(packages: frozenset[str], loaded: int) -> tuple[str, ...]:
+    return tuple(
+        n
+        for n in list(sys.modules)
+        if n.partition(".")[0] in packages and not n.startswith(("torch.", "gatec.capture"))
+    )
+
+
+def _spaces(packages: frozenset[str], loaded: int) -> list[dict[str, Any]]:
+    found = (vars(sys.modules[n]) for n in _names(packages, loaded) if n in sys.modules and n != "torch")
+    return [space for space in found if "isinstance" not in space]
 
 
 def _isinstance(value: Any, kind: Any) -> bool:
-    """isinstance() that takes a proxy for what it stands for."""
-    if isinstance(value, Value) and not isinstance(kind, fx.Proxy):
-        return isinstance(object.__getattribute__(value, "example"), kind)
-    return isinstance(value, kind)
-
-
-@contextmanager
-def assigning_nothing(root: nn.Module) -> Iterator[None]:
-    """Put back what the forward assigns to its module; refuse it unless it is a buffer that was written in place."""
-    modules = [("", root), *root.named_children()]
-    before = [(p, m, dict(vars(m)), dict(m._buffers)) for p, m in modules]
-    assigned = ""
-    try:
-        yield
-        for path, module, plain, buffers in before:
-            changed = [n for n, v in vars(module).items() if n not in plain or v is not plain[n]]
-            changed += [
-                n
-                for n, v in module._buffers.items()
-                if not _same_memory(v, f"{path}.{n}" if path else n, buffers.get(n))
-            ]
-            assigned = assigned or next((f"{path}.{n}" if path else n for n in changed), "")
-    finally:
-        for _, module, plain, buffers in before:
-            vars(module).clear()
-            vars(module).update(plain)
-            module._buffers.clear()
-            module._buffers.update(buffers)
-    if assigned:
-        raise Refused(f"its forward assigns self.{assigned}")
-
-
-def _same_memory(now: Any, path: str, before: Any) -> bool:
-    """Whether a buffer is still itself: untouched, or what an in-place operation on it gave back."""
-    if not isinstance(now, Value):
-        return now is before
-    node = now.node
-    while node.op != "get_attr" and writes(node) and node.all_input_nodes:
-        node = node.all_input_nodes[0]
-    return node.op == "get_attr" and node.target == path
+    if not isinstance(value, Value):
+        return isinstance(value, kind)
+    if isinstance(kind, type) and issubclass(kind, (fx.Proxy, FakeTensor)):
+        return False
+    return isinstance(object.__getattribute__(value, "example"), kind)

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+TORCH = set(vars(nn.Module()))  # what torch itself keeps on a module
+
 
 @dataclass(frozen=True)
 class Call:
@@ -31,15 +33,35 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> d
         stack.enter_context(untouched(model))
         stack.enter_context(torch.no_grad())
         for path, module in model.named_modules():
-            hook = module.register_forward_hook(_watch(calls[path]), with_kwargs=True)
-            stack.callback(hook.remove)
+            if isinstance(module, torch.jit.ScriptModule):
+                continue  # takes no hooks
+            given: list[Any] = []
+            before = module.register_forward_pre_hook(_kept(given), with_kwargs=True)
+            after = module.register_forward_hook(_watch(calls[path], given), with_kwargs=True)
+            stack.callback(before.remove)
+            stack.callback(after.remove)
         model(*args, **kwargs)
     return {path: found for path, found in calls.items() if found}
 
 
-def _watch(calls: list[Call]) -> Any:
+def _kept(given: list[Any]) -> Any:
+    """Hold on to the arguments in lists and dicts of their own: a forward may write to those that it is given."""
+
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given.append((_copied(args), _copied(kwargs)))
+
+    return hook
+
+
+def _copied(value: Any) -> Any:
+    if type(value) in (tuple, list):
+        return type(value)(map(_copied, value))
+    return {k: _copied(v) for k, v in value.items()} if type(value) is dict else value
+
+
+def _watch(calls: list[Call], given: list[Any]) -> Any:
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        calls.append(Call(args, dict(kwargs), output))
+        calls.append(Call(*given.pop(), output))
 
     return hook
 
@@ -49,6 +71,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
     """Put back every buffer, plain attribute and random state that the body writes (BatchNorm does, in train mode)."""
     modules = list(model.modules())
     attributes = [dict(vars(m)) for m in modules]
+    contents = [_contents(m) for m in modules]
     buffers = [{n: (b, None if b is None else b.clone()) for n, b in m._buffers.items()} for m in modules]
     devices = {b.device for b in model.parameters() if b.device.type == "cuda"}
     with torch.random.fork_rng(devices=sorted(d.index or 0 for d in devices)):
@@ -56,8 +79,17 @@ def untouched(model: nn.Module) -> Iterator[None]:
             yield
         finally:
             with torch.no_grad():
-                for module, before, held in zip(modules, attributes, buffers, strict=True):
+                for module, before, held, inner in zip(modules, attributes, buffers, contents, strict=True):
                     _restore(module, before, held)
+                    for value, copy in inner:
+                        value.clear()
+                        value.extend(copy) if isinstance(value, list) else value.update(copy)
+
+
+def _contents(module: nn.Module) -> list[tuple[Any, Any]]:
+    """The lists, dicts and sets that the module's author keeps on it, with copies: a forward may cache things there."""
+    own = (v for n, v in vars(module).items() if isinstance(v, (list, dict, set)) and n not in TORCH)
+    return [(v, v.copy()) for v in own]
 
 
 def _restore(module: nn.Module, before: dict[str, Any], held: dict[str, Any]) -> None:

@@ -6,55 +6,52 @@ what depends on data. Child modules stay calls: a graph speaks only of its own m
 
 from __future__ import annotations
 
-import copy
-import logging
 import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
-from unittest import mock
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensor,
-    FakeTensorMode,
-)
-from torch.utils._pytree import tree_map
+from torch.utils._python_dispatch import _disable_current_modes as alone
 
-from gatec.capture.guards import hoist, hold
-from gatec.capture.patches import asked_honestly, assigning_nothing, watched
+from gatec.capture.examples import Examples, NotSettled, settled
+from gatec.capture.guards import SELF, Constant, Made, ask, called, element, hoist, hold
+from gatec.capture.outside import flags, forbidden, unchanged
+from gatec.capture.patches import grad_enabled, honest, injected, replaced
 from gatec.capture.record import Call
-from gatec.capture.structure import PLAIN, flatten, rebuild
+from gatec.capture.results import containers, listed, returned
+from gatec.capture.spies import Watch
+from gatec.capture.state import TABLES, Counts, Place, State, put_back
+from gatec.capture.structure import FUNCTIONS, PLAIN, flatten, rebuild, twins
 from gatec.capture.values import Opaque, Value, where
+from gatec.capture.watchdog import Endless, monotonic, watchdog
 from gatec.errors import Refused
 
-
-@contextmanager
-def pretending(mode: FakeTensorMode) -> Iterator[None]:
-    """Compute on tensors without data; autocast may not keep their casts, it would hand them to real calls."""
-    cached = torch.is_autocast_cache_enabled()
-    torch.set_autocast_cache_enabled(False)
-    try:
-        with mode, torch.no_grad():
-            yield
-    finally:
-        torch.set_autocast_cache_enabled(cached)
+STEPS = 100_000  # nodes of one graph
+SECONDS = 60.0  # of one trace
 
 
 class Tracer(fx.Tracer):
     proxy_buffer_attributes = True
     record_stack_traces = False
 
-    def __init__(self, calls: Callable[[str, Call], Call | None] | None, mode: FakeTensorMode) -> None:
+    def __init__(
+        self, known: Callable[[str, Call], Call | None] | None, counters: frozenset[Place], numbers: bool
+    ) -> None:
         super().__init__()
-        self.known, self.mode = calls, mode
+        self.known, self.counters, self.numbers = known, counters, numbers
+        self.examples = Examples(self)
         self.decided: dict[fx.Node, Any] = {}
-        self.asks_compiling = False
+        self.asked: set[str] = set()
         self.busy = False
-        self.reads: set[tuple[str, str]] = set()
+        self.proxies: dict[int, Value] = {}
+        self.cut: dict[fx.Node, fx.Node] = {}  # values without their gradient, for what is computed under no_grad
+        self.casts: dict[int, fx.Node] = {}
+        self.making = False  # objects that leave the forward may be built again, those that it hands on may not
+        self.ambient_grad = grad_enabled()
+        self.started = monotonic()
 
     # -- values -------------------------------------------------------------------------------------------------
 
@@ -66,85 +63,121 @@ class Tracer(fx.Tracer):
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, name: str | None = None,
                      type_expr: Any = None, proxy_factory_fn: Any = None) -> Any:  # fmt: skip
-        value: Any = super().create_proxy(kind, target, args, kwargs, name, type_expr, proxy_factory_fn)
-        if kind not in ("placeholder", "output"):
-            value.example = self.evaluate(kind, target, args, kwargs)
-            if value.example is None or isinstance(value.example, (str, torch.dtype, torch.device)):
-                return value.example
-            value.node.meta["val"] = value.example
-            value.node.meta["where"] = where()
+        self._budget()
+        given = self.create_arg(args), self.create_arg(kwargs)
+        alone = kind.startswith("call") and not grad_enabled()
+        if alone:
+            given = fx.node.map_arg(given, self._alone)
+        example, pure = self.examples.of(kind, target, args, kwargs)
+        if pure:
+            kind, target, given = "call_function", ask, ((given[0][0], target, *given[0][1:]), given[1])
+        node = self.create_node(kind, target, *given, name)
+        if alone and isinstance(example, Tensor) and kind != "call_module":
+            self.cut[node] = node
+        value = self.wrapped(node, example)
+        if alone and kind == "call_module" and isinstance(example, Tensor):
+            value = self.proxy(self._alone(node))
+            value.example = example
         return value
 
-    def evaluate(self, kind: str, target: Any, args: Any, kwargs: Any) -> Any:
-        args, kwargs = tree_map(_example, args), tree_map(_example, kwargs)
-        if kind == "get_attr":
-            return self.fake(self.attribute(target))
-        if kind == "call_module":
-            known = self.known(target, Call(args, kwargs)) if self.known else None
-            if known is not None:
-                return self.fake(known.output)
-            self.busy = True  # an opaque object would be written to by the child: let it write to a copy
-            args, kwargs = tree_map(_spare, args), tree_map(_spare, kwargs)
-            self.busy = False
-        with self.quiet():
-            try:
-                if kind == "call_module":
-                    return self.root.get_submodule(target)(*args, **kwargs)
-                if kind == "call_method":
-                    return getattr(args[0], target)(*args[1:], **kwargs)
-                return target(*args, **kwargs)
-            except (DataDependentOutputException, DynamicOutputShapeException) as e:
-                raise Refused(f"a size or a value in it depends on data ({e.func})") from None
+    def wrapped(self, node: fx.Node, example: Any) -> Any:
+        """The node's value as the user's code sees it: a proxy, or what Python can only have as itself."""
+        node.meta["val"], node.meta["where"] = example, where()
+        if isinstance(example, VIEWS):
+            return self.create_proxy("call_function", list, (self._value(node, example, Opaque),), {})
+        if isinstance(example, (Tensor, tuple, list, dict, slice, int, float, complex)):
+            return self._value(node, example, Value)
+        if example is None or isinstance(example, PLAIN):
+            if node.target in (ask, getattr) or (node.op == "call_method" and self._of_object(node)):
+                self._hold(node, example)
+            return example
+        return self._value(node, example, _opaque(type(example)))
 
-    def _fake(self, t: Any) -> Any:
-        if not isinstance(t, Tensor):
-            return t
-        if isinstance(t, FakeTensor):  # an example from another trace
-            with self.mode:
-                return torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device)
-        return self.mode.from_tensor(t if t.is_leaf else t.detach().requires_grad_(t.requires_grad))
+    def _value(self, node: fx.Node, example: Any, kind: type[Value]) -> Value:
+        value = kind(node, self)
+        value.example = example
+        return value
 
-    def attribute(self, path: str) -> Any:
-        """The parameter, buffer or attribute itself, not a proxy of it."""
-        was, self.busy = self.busy, True
-        try:
-            return operator.attrgetter(path)(self.root)
-        finally:
-            self.busy = was
+    def _of_object(self, node: fx.Node) -> bool:
+        return (
+            not isinstance(node.all_input_nodes[0].meta.get("val"), (Tensor, *PLAIN)) if node.all_input_nodes else False
+        )
 
-    def fake(self, value: Any) -> Any:
-        """The same structure with tensors that have no data."""
-        was, self.busy = self.busy, True
-        try:
-            return tree_map(self._fake, value)
-        finally:
-            self.busy = was
+    def _alone(self, node: fx.Node) -> fx.Node:
+        """The node without its gradient, as everything is that is computed under torch.no_grad."""
+        value = node.meta.get("val")
+        if not isinstance(value, Tensor) or not (value.is_floating_point() or value.is_complex()):
+            return node
+        if node not in self.cut:
+            self.cut[node] = new = self.create_node("call_method", "detach", (node,), {})
+            self.cut[new] = new
+            new.meta.update(val=self.examples.view(value), where=where())
+        return self.cut[node]
 
-    @contextmanager
-    def quiet(self) -> Iterator[None]:
-        """Work on examples, with the traps for the user's forward out of the way."""
-        was, self.busy = self.busy, True
-        log = logging.getLogger("torch._subclasses.fake_tensor")
-        level = log.level
-        log.setLevel(logging.CRITICAL)  # what it would report becomes a refusal in words
-        try:
-            with pretending(self.mode):
-                yield
-        finally:
-            self.busy = was
-            log.setLevel(level)
+    def _budget(self) -> None:
+        if len(self.graph.nodes) > STEPS:
+            raise Refused(f"its forward takes more than {STEPS:,} steps")
+        if monotonic() - self.started > SECONDS:
+            raise Refused(f"its forward takes more than {SECONDS:.0f} seconds to trace")
 
     def decide(self, value: Value) -> Any:
         """The example's answer to a question that Python asks; the graph holds it from now on."""
         answer = value.example
         if isinstance(answer, Tensor):
-            raise Refused("Python asks for the value of a tensor in it, which depends on data")
+            return self._settled(value.node)
         if isinstance(answer, (tuple, list, dict)):
             return len(answer) > 0
         if value.node not in self.decided:
             self.decided[value.node] = answer
-            self.create_node("call_function", hold, (value.node, answer, where()), {})
+            self._hold(value.node, answer)
         return answer
+
+    def _settled(self, node: fx.Node) -> Tensor:
+        """The value of a tensor that only sizes decide, such as a mask of positions; the graph holds it."""
+        try:
+            found: Tensor = settled(node)
+        except NotSettled:
+            raise Refused("Python asks for the value of a tensor in it, which depends on data") from None
+        if node not in self.decided:
+            self.decided[node] = found
+            item = self.create_node("call_method", "item", (node,), {})
+            item.meta["val"] = found.item()
+            self._hold(item, found.item())
+        return found
+
+    def gradient(self, value: Value, name: str) -> Any:
+        """`requires_grad` or `is_leaf` of a computed value: examples are computed without gradients, so its sources tell."""
+        self.asked.add("grad")
+        needs = self.ambient_grad and self._needs_gradient(value.node)
+        node = self.create_node("call_function", getattr, (value.node, name), {})
+        return self.wrapped(node, needs if name == "requires_grad" else not needs)
+
+    def _needs_gradient(self, node: fx.Node) -> bool:
+        seen: set[fx.Node] = set()
+        waiting = [node]
+        while waiting:
+            node = waiting.pop()
+            value = node.meta.get("val")
+            if node in seen or node.target == "detach" or self.cut.get(node) is node:
+                continue
+            seen.add(node)
+            if node.op in ("placeholder", "get_attr"):
+                if isinstance(value, Tensor) and value.requires_grad:
+                    return True
+            elif node.op == "call_module" and any(
+                p.requires_grad for p in self.root.get_submodule(str(node.target)).parameters()
+            ):
+                return True
+            waiting += node.all_input_nodes
+        return False
+
+    def _hold(self, node: fx.Node, answer: Any) -> None:
+        self.create_node("call_function", hold, (node, answer, where()), {}).meta["val"] = None
+
+    @contextmanager
+    def quiet(self) -> Iterator[None]:
+        with self.examples.quiet():
+            yield
 
     # -- what fx asks -------------------------------------------------------------------------------------------
 
@@ -154,118 +187,168 @@ class Tracer(fx.Tracer):
     def call_module(self, module: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         if self.busy:
             return forward(*args, **kwargs)
-        path = self.paths.get(module)
+        path = self.state.paths.get(module)
+        if path == "":
+            raise Refused("it calls itself")
+        if path is None and (place := self.state.find(module, nn.Module)):
+            return self.call(called, self.call(element, SELF, *place), *args, **kwargs)
         if path is None:  # made at call time: trace through it
             return forward(*args, **kwargs)
         return self.create_proxy("call_module", path, args, kwargs)
 
-    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        if self.busy:
-            return attr_val
-        return super().getattr(attr, attr_val, parameter_proxy_cache)
+    def attribute(self, attr: str, value: Any) -> Any:
+        """A parameter or a buffer as a proxy, always the same one; what torch does not know stays itself."""
+        if self.busy or not isinstance(value, Tensor) or not self.state.find(value, Tensor):
+            return value
+        if id(value) not in self.proxies:
+            self.proxies[id(value)] = self.held(value)
+        return self.proxies[id(value)]
 
     def create_arg(self, a: Any) -> Any:
-        if isinstance(a, Tensor) and not isinstance(a, nn.Parameter):
-            path = self.tensors.get(id(a))
+        if isinstance(a, fx.Proxy):
+            return a.node
+        if isinstance(a, Tensor):
+            return self._held(a)
+        if isinstance(a, nn.Module):
+            path = self.state.paths.get(a)
             if path is None:
-                raise Refused("it uses a tensor that is no parameter, buffer or attribute of the module")
-            return self.create_node("get_attr", path, (), {})
-        if isinstance(a, nn.Module) and a in self.paths:
-            raise Refused(f"it hands the module {self.paths[a] or 'self'} to a function that gatec keeps whole")
-        if type(a) in SPECIAL:
+                raise Refused("it hands a module that it does not own to a function that gatec keeps whole")
+            return self.known_node("get_attr", path, (), a) if path else SELF
+        if isinstance(a, (type, *FUNCTIONS)):
+            return self.known_node("call_function", Constant(a), (), a)
+        if isinstance(a, np.generic):
+            return a.item()
+        if isinstance(a, TABLES) and (node := self.state.node(a, a, *TABLES)):
+            return node
+        if a is SELF or type(a) in SPECIAL or (isinstance(a, PLAIN) and not isinstance(a, (slice, range))):
             return a
-        return super().create_arg(a)
+        try:
+            return self.made(a) if self.making and hasattr(a, "__dict__") else super().create_arg(a)
+        except NotImplementedError:
+            raise Refused(f"it hands on an object of type {type(a).__name__} that it made") from None
 
-    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
-        def placeholder(example: Any) -> Any:
-            kind = Value if isinstance(example, Tensor) else _opaque(type(example))
-            value: Any = super(Tracer, self).create_proxy(
-                "placeholder", f"x{len(self.graph.nodes)}", (), {}, proxy_factory_fn=lambda n: kind(n, self)
-            )
-            value.example = value.node.meta["val"] = self.fake(example)
-            return value
+    def held(self, tensor: Tensor) -> Value:
+        node = self._held(tensor)
+        return self._value(node, node.meta["val"], Value)
 
-        leaves = [placeholder(x) for x in flatten(self.example.args, self.example.kwargs).leaves]
-        args, kwargs = rebuild((self.example.args, self.example.kwargs), iter(leaves))
-        forward = self.forward
+    def _held(self, tensor: Tensor) -> fx.Node:
+        """A tensor that stands somewhere on the modules, or among the globals that the forward names."""
+        node: fx.Node | None = self.state.node(tensor, self.examples.fake(tensor), Tensor)
+        if node is None:
+            raise Refused("it uses a tensor that is no parameter, buffer or attribute of the module")
+        return node
 
-        def run() -> Any:
-            return _returned(self, forward(self.root, *args, **kwargs))
+    def known_node(self, kind: str, target: Any, args: tuple[Any, ...], example: Any) -> fx.Node:
+        node = self.create_node(kind, target, args, {})
+        node.meta.update(val=example, where=where())
+        return node
 
-        return run, []
+    def made(self, thing: Any) -> fx.Node:
+        """An object of the user's own class that the forward made, built again by the graph."""
+        if not hasattr(thing, "__dict__") or callable(thing) or isinstance(thing, (tuple, list, dict, set)):
+            raise NotImplementedError
+        was, self.making = self.making, True
+        try:
+            state = self.create_arg(dict(vars(thing)))
+        finally:
+            self.making = was
+        return self.known_node("call_function", Made(type(thing)), (state,), None)
 
     def run(self, root: nn.Module, forward: Callable[..., Any], example: Call) -> fx.Graph:
-        self.example, self.forward = example, forward
-        self.paths = {m: p for p, m in root.named_modules()}
-        self.tensors = {id(v): f"{p}.{n}" if p else n for p, m in root.named_modules()
-                        for n, v in (*vars(m).items(), *m._buffers.items()) if isinstance(v, Tensor)}  # fmt: skip
-        with asked_honestly(self, root), watched(self, root):
-            return super().trace(root)
+        """The trace itself, as fx does it, but for its walk over every tensor of the model."""
+        self.example, self.forward, self.root = example, forward, root
+        self.graph = fx.Graph(tracer_cls=Tracer)
+        self.state = State(self, root, forward, self.counters)
+        with torch.enable_grad(), replaced(self.patches()), Watch(self) as self.watch, injected(root):
+            self.watch.classes({type(m) for m in root.modules()})
+            args, kwargs = self.placeholders()
+            before = dict(containers((args, kwargs)))
+            result = forward(root, *args, **kwargs)
+            changed = next((c for c, items in before.values() if items != listed(c)), None)
+            if changed is not None:
+                raise Refused(f"its forward changes a {type(changed).__name__} that it was given")
+            self.create_node("output", "output", (self.create_arg(returned(self, result)),), {})
+        return self.graph
+
+    def patches(self) -> Iterator[tuple[Any, str, Any]]:
+        yield from honest(self)
+        yield from forbidden(self)
+        call, get = nn.Module.__call__, nn.Module.__getattr__
+
+        def called_module(module: Any, *args: Any, **kwargs: Any) -> Any:
+            return self.call_module(module, lambda *a, **k: call(module, *a, **k), args, kwargs)
+
+        yield nn.Module, "__call__", called_module
+        yield nn.Module, "__getattr__", lambda module, name: self.attribute(name, get(module, name))
+        yield fx._symbolic_trace, "_is_fx_tracing_flag", True
+
+    def placeholders(self) -> tuple[Any, Any]:
+        """The arguments of the call with a proxy for every leaf; leaves that are one object have one proxy."""
+        given = flatten(self.example.args, self.example.kwargs, self.numbers).leaves
+        made = [self._placeholder(x) for x in given]
+        args, kwargs = rebuild(
+            (self.example.args, self.example.kwargs), iter([made[i] for i in twins(given)]), self.numbers
+        )
+        return args, kwargs
+
+    def _placeholder(self, example: Any) -> Value:
+        node = self.create_node("placeholder", f"x{len(self.graph.nodes)}", (), {})
+        known = isinstance(example, (Tensor, int, float))
+        node.meta["val"] = example = self.examples.fake(example) if known else self.examples.spare(example)
+        return self._value(node, example, Value if known else _opaque(type(example)))
 
 
-SPECIAL = {torch.Size, torch.finfo, torch.iinfo}
+SPECIAL = {torch.finfo, torch.iinfo}
+VIEWS: tuple[type, ...] = (type({}.keys()), type({}.values()), type({}.items()), map, filter, zip)
 
 
 class Trace(NamedTuple):
-    """A graph, whether its Python asks if it is being compiled, and which attributes (child, name) it read."""
+    """A graph, what its Python asked about its surroundings, and which attributes (child, name) it read."""
 
     graph: fx.Graph
-    asks_compiling: bool
-    reads: frozenset[tuple[str, str]]
+    asked: frozenset[str]
+    reads: frozenset[Place]
 
 
 def trace(module: nn.Module, forward: Callable[..., Any], call: Call,
-          known: Callable[[str, Call], Call | None] | None = None) -> Trace:  # fmt: skip
+          known: Callable[[str, Call], Call | None] | None = None, numbers: bool = False) -> Trace:  # fmt: skip
     """The graph of one call of `module`.
 
-    Tensors and unknown objects among the arguments become placeholders in the order of `flatten`; everything else is
-    baked in. Raises Refused, in words, where the call depends on data or on what the tracer cannot see.
+    Tensors and unknown objects among the arguments become placeholders in the order of `flatten`, with `numbers` ints
+    and floats too; everything else is baked in. Raises Refused, in words, where the call depends on data or on what the
+    tracer cannot see.
     """
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    tracer = Tracer(known, mode)
-    try:
-        with assigning_nothing(module):
-            graph = tracer.run(module, forward, call)
-    except Refused as e:
-        line = where(e.__traceback__)
-        raise Refused(f"{e} ({line})" if line else str(e)) from None
-    except (TypeError, ValueError, RuntimeError, NotImplementedError, AttributeError, KeyError, IndexError) as e:
-        line = next(iter(str(e).splitlines()), "")
-        raise Refused(f"the tracer met {type(e).__name__}: {line[:200]}") from e
+    counters: frozenset[Place] = frozenset()
+    while True:
+        tracer = Tracer(known, counters, numbers)
+        try:
+            with (
+                watchdog(SECONDS),
+                unchanged(forward, type(module)),
+                put_back(module),
+                alone(),  # torch.export may be at work around this
+            ):
+                graph = tracer.run(module, forward, call)
+            break
+        except Counts as e:
+            counters |= {e.place}
+        except Endless:
+            raise Refused("its forward never ends for the tracer") from None
+        except Refused as e:
+            line = where(e.__traceback__)
+            raise Refused(f"{e} ({line})" if line else str(e)) from None
+        except Exception as e:
+            line = next(iter(str(e).splitlines()), "")
+            place = where(e.__traceback__)
+            raise Refused(f"the tracer met {type(e).__name__}: {line[:200]}" + (f" ({place})" if place else "")) from e
     for node in graph.nodes:
         if node.op == "get_attr" and "val" not in node.meta:
-            node.meta["val"] = tracer.fake(operator.attrgetter(str(node.target))(module))
+            node.meta["val"] = tracer.examples.fake(operator.attrgetter(str(node.target))(module))
     hoist(graph)
-    return Trace(graph, tracer.asks_compiling, frozenset(tracer.reads))
-
-
-def _example(value: Any) -> Any:
-    return value.example if isinstance(value, Value) else value
-
-
-def _spare(value: Any) -> Any:
-    """A copy of an opaque object; tensors in it that are part of an autograd graph cannot be copied by themselves."""
-    if isinstance(value, (Tensor, *PLAIN)):
-        return value
-    with mock.patch.object(Tensor, "__deepcopy__", lambda t, memo: t.detach().clone()):
-        return copy.deepcopy(value)
+    read = {(":", n) for n in flags(forward, type(module))}
+    return Trace(graph, frozenset(tracer.asked), frozenset(tracer.state.reads | read))
 
 
 def _opaque(kind: type) -> type[Opaque]:
     """A class of proxies that isinstance() takes for `kind`: a lie that only Python ever hears."""
     return type(f"Opaque{kind.__name__}", (Opaque,), {"__class__": property(lambda self: kind)})
-
-
-def _returned(tracer: Tracer, value: Any) -> Any:
-    """What a forward returns, with classes that fx would flatten to a dict built again by the graph."""
-    if isinstance(value, Value) or value is None:
-        return value
-    if isinstance(value, dict) and type(value) is not dict:
-        fields = {k: _returned(tracer, v) for k, v in value.items()}
-        node = tracer.create_node("call_function", type(value), (), tracer.create_arg(fields))
-        return tracer.proxy(node)
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return tracer.proxy(tracer.create_node("call_function", type(value), tracer.create_arg(tuple(value)), {}))
-    if isinstance(value, (tuple, list)):
-        return type(value)(_returned(tracer, v) for v in value)
-    return value

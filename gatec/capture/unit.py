@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import keyword
 import types
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -11,11 +12,16 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.amp import autocast_mode
 
-from gatec.capture.guards import Miss
+from gatec.capture.changing import changing
+from gatec.capture.guards import SELF, Miss, bare, called, element, hold
+from gatec.capture.outside import variable
+from gatec.capture.patches import answers
 from gatec.capture.record import Call
 from gatec.capture.structure import flatten, frozen
 from gatec.capture.tracer import trace
+from gatec.capture.values import Value
 from gatec.errors import GatecError, Refused
 
 LIMIT = 16  # graphs per module; more means that a decision keeps changing
@@ -28,6 +34,12 @@ class Captured:
     graph: fx.Graph
     run: Callable[..., Any]
     source: str
+    hits: int = 0
+
+    @functools.cached_property
+    def decisions(self) -> list[tuple[str, Any]]:
+        """The Python decisions that the graph holds for: file:line of the user's code, and the answer there."""
+        return [(str(n.args[2]), n.args[1]) for n in self.graph.nodes if n.target is hold]
 
 
 @dataclass
@@ -43,8 +55,11 @@ class Unit:
     added: dict[str, Any] = field(default_factory=dict)
     graphs: dict[Any, list[Captured]] = field(default_factory=dict)
     fallbacks: int = 0
-    asks_compiling: bool = False
+    replays: int = 0  # calls that were captured, and the edits replayed, after conversion
+    asked: frozenset[str] = frozenset()  # what some capture's Python asked about its surroundings
     reads: tuple[tuple[str, str], ...] = ()  # attributes (child, name) that some capture has baked in
+    numbers: bool = False  # int and float arguments are values of the graph, because they change from call to call
+    tracing: bool = False  # its own forward is being captured
     measured: dict[Any, list[Captured]] | None = None  # where copies of the unit leave the graphs they capture
 
     @property
@@ -55,28 +70,36 @@ class Unit:
         return {**self.__dict__, "graphs": {}, "measured": None}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Unit:
-        rewrites = copy.deepcopy(self.rewrites, memo)
-        graphs = {k: list(v) for k, v in self.graphs.items()}
-        return Unit(
-            self.original, rewrites, dict(self.added), graphs, 0, self.asks_compiling, self.reads, self.measured
+        copied = copy.copy(self)
+        copied.__dict__.update(self.__dict__)
+        copied.rewrites = copy.deepcopy(self.rewrites, memo)
+        copied.graphs, copied.added, copied.fallbacks = (
+            {k: list(v) for k, v in self.graphs.items()},
+            dict(self.added),
+            0,
         )
+        return copied
 
     def graph(self, module: nn.Module, call: Call, known: Any = None) -> fx.Graph:
         """The rewritten graph of one call, captured anew from the user's own forward."""
-        with _hidden(module, self.added):
-            graph, asks, reads = trace(module, self.original.forward, call, known)
-        self.asks_compiling = self.asks_compiling or asks
-        self.watch(reads)
+        self.tracing = True
+        try:
+            with _hidden(module, self.added):
+                found = trace(module, self.original.forward, call, known, self.numbers)
+        finally:
+            self.tracing = False
+        self.watch(found.reads, found.asked)
         for rewrite in self.rewrites:
-            rewrite(module, graph, call)
-        return graph
+            rewrite(module, found.graph, call)
+        return found.graph
 
-    def watch(self, reads: Iterable[tuple[str, str]]) -> None:
-        """Guard these attributes from now on; graphs captured before they were known are captured again."""
+    def watch(self, reads: Iterable[tuple[str, str]], asked: Iterable[str] = ()) -> None:
+        """Guard these attributes and questions from now on; graphs from before they were known are captured again."""
         self.reads = tuple(sorted({*self.reads, *reads}))
+        self.asked = self.asked.union(asked)
 
     def keep(self, module: nn.Module, call: Call, graph: fx.Graph) -> Captured:
-        key = (flatten(call.args, call.kwargs).key, surroundings(module, self))
+        key = (flatten(call.args, call.kwargs, self.numbers).key, surroundings(module, self))
         captured = compiled(graph)
         for graphs in (self.graphs, self.measured):
             if graphs is not None:
@@ -86,28 +109,61 @@ class Unit:
 
 def compiled(graph: fx.Graph) -> Captured:
     """The graph as a function of the live module and the leaves of its arguments."""
-    code = graph.python_code("self")
+    code = _sayable(graph).python_code("self")
     space: dict[str, Any] = dict(code.globals)
     exec(compile(code.src, f"<gatec {id(graph)}>", "exec"), space)
-    return Captured(graph, space["forward"], code.src)
+    run = space["forward"]
+    casts = any(n.target is autocast_mode._enter_autocast for n in graph.nodes)
+    return Captured(graph, _closing(run) if casts else run, code.src)
+
+
+def _sayable(graph: fx.Graph) -> fx.Graph:
+    """The graph without module and parameter names that are keywords of Python."""
+    odd = [n for n in graph.nodes if n.op in ("call_module", "get_attr") and _keyword(str(n.target))]
+    if not odd:
+        return graph
+    new, env = fx.Graph(), dict[fx.Node, Any]()
+    me: Any = SELF
+    for node in graph.nodes:
+        if node not in odd:
+            env[node] = new.node_copy(node, env.__getitem__)
+            continue
+        thing = new.call_function(element, (me, str(node.target)))
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), env.__getitem__)
+        env[node] = new.call_function(called, (thing, *args), kwargs) if node.op == "call_module" else thing
+    return new
+
+
+def _keyword(target: str) -> bool:
+    return any(map(keyword.iskeyword, target.split(".")))
+
+
+def _closing(run: Callable[..., Any]) -> Callable[..., Any]:
+    """`run`, which enters torch.autocast, with the state of before put back if it raises inside."""
+
+    def closing(self: nn.Module, *leaves: Any) -> Any:
+        before = [(d, torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in ("cpu", "cuda")]
+        try:
+            return run(self, *leaves)
+        except BaseException:
+            for device, enabled, dtype in before:
+                torch.set_autocast_enabled(device, enabled)
+                torch.set_autocast_dtype(device, dtype)
+            raise
+
+    return closing
 
 
 def surroundings(module: nn.Module, unit: Unit) -> tuple[Any, ...]:
-    """What a forward may depend on besides its arguments: train flag, autocast, the implementation flags of a config."""
-    config = getattr(module, "config", None)
+    """What a forward may depend on besides its arguments: train flag, autocast, what it asks, what it reads."""
     return (
         module.training,
-        torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"),
-        getattr(config, "_attn_implementation", None),
-        getattr(config, "_experts_implementation", None),
-        unit.asks_compiling and torch.compiler.is_compiling(),
-        *[_attribute(module, child, name) for child, name in unit.reads],
+        torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu"),
+        torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda"),
+        tuple(map(type, module._modules.values())),
+        answers(unit.asked) if unit.asked else (),
+        *[frozen(variable(module, unit.original, child, name)) for child, name in unit.reads],
     )
-
-
-def _attribute(module: nn.Module, child: str, name: str) -> Any:
-    owner = module._modules.get(child) if child else module
-    return frozen(owner.__dict__.get(name)) if owner is not None else None
 
 
 class _hidden:
@@ -132,46 +188,70 @@ def unit_of(module: nn.Module) -> Unit | None:
 
 
 def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    unit: Unit = self.__dict__["_gatec"]
-    flat = flatten(args, kwargs)
+    unit: Unit | None = self.__dict__.get("_gatec")
+    if unit is None or unit.tracing:  # a slice of a Sequential, or a forward that calls itself
+        return type(self).__mro__[1].forward(self, *args, **kwargs)  # type: ignore[attr-defined]
+    flat = flatten(args, kwargs, unit.numbers)
     key = (flat.key, surroundings(self, unit))
     for captured in unit.graphs.get(key, ()):
         try:
             result = captured.run(self, *flat.leaves)
         except Miss:
             continue
+        if not torch.compiler.is_compiling():
+            captured.hits += 1
         return result
-    return _recapture(self, unit, args, kwargs, flat.leaves)
+    return _recapture(self, unit, args, kwargs)
 
 
 @torch._dynamo.disable  # type: ignore[untyped-decorator]
-def _recapture(module: nn.Module, unit: Unit, args: Any, kwargs: Any, leaves: list[Any]) -> Any:
+def _recapture(module: nn.Module, unit: Unit, args: Any, kwargs: Any) -> Any:
     """Capture this call, replay the edits, and run it; the next call like it finds its graph."""
     path = f"{type(module).__name__}.forward"
+    flat = flatten(args, kwargs, unit.numbers)
+    asking = next((x for x in flat.leaves if isinstance(x, Value)), None)
+    if asking is not None:  # the module around it, while it is captured, calls .forward and not the module
+        return asking.tracer.call(bare, module, *args, **kwargs)
+    if not unit.numbers and any(_but_for_numbers(flat.key, known) for known, _ in unit.graphs):
+        unit.numbers = True
+        unit.graphs.clear()
+        flat = flatten(args, kwargs, True)
     if sum(map(len, unit.graphs.values())) >= LIMIT:
         if unit.only_fused:
             return _fall_back(module, unit, args, kwargs)
         raise GatecError(f"at most {LIMIT} different calls of one rewritten module",
-                         found=f"another one: {_described(args, kwargs)}", where=path,
+                         found=changing(unit, (flat.key, surroundings(module, unit))), where=path,
                          hint="call it with fewer argument forms, or convert the module around it")  # fmt: skip
     try:
         call = Call(args, kwargs)
         captured = unit.keep(module, call, unit.graph(module, call))
+        unit.replays += 1
     except Refused as e:
         if unit.only_fused:
             return _fall_back(module, unit, args, kwargs)
         raise GatecError("the same rewrite for another call of the module", found=str(e), where=path,
                          hint="pass inputs of this form to gatec.convert(..., inputs=...)") from e  # fmt: skip
-    return captured.run(module, *leaves)
+    try:
+        return captured.run(module, *flat.leaves)
+    except Miss as e:
+        raise GatecError("a decision that is the same for equal sizes", found=f"another answer at {e}", where=path,
+                         hint="the forward asks for something that its arguments do not settle") from e  # fmt: skip
+
+
+def _but_for_numbers(key: tuple[Any, ...], known: tuple[Any, ...]) -> bool:
+    """Whether two calls differ in numbers only."""
+    pairs = list(zip(key, known, strict=False))
+    same = all(a == b or (_number(a) and _number(b)) for a, b in pairs)
+    return len(key) == len(known) and same and any(a != b for a, b in pairs)
+
+
+def _number(part: Any) -> bool:
+    return isinstance(part, tuple) and len(part) == 2 and part[0] in (int, float)
 
 
 def _fall_back(module: nn.Module, unit: Unit, args: Any, kwargs: Any) -> Any:
     unit.fallbacks += 1
     return unit.original.forward(module, *args, **kwargs)
-
-
-def _described(args: Any, kwargs: Any) -> str:
-    return ", ".join(str(k) for k in flatten(args, kwargs).key)[:200]
 
 
 # -- generated subclasses -----------------------------------------------------------------------------------------
@@ -207,6 +287,8 @@ def install(module: nn.Module) -> Unit:
     """Make `module` a unit (once); its class becomes a subclass of the one it had."""
     unit = unit_of(module)
     if unit is None:
+        if isinstance(module, torch.jit.ScriptModule):
+            raise Refused("it is compiled by TorchScript")
         if "forward" in vars(module):
             raise Refused("its forward was replaced on the object itself")
         unit = Unit(type(module))

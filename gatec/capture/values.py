@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import operator
 import sys
@@ -19,10 +20,12 @@ from gatec.capture.structure import PLAIN
 from gatec.errors import Refused
 
 CONCRETE = {"dtype", "device", "ndim", "layout", "is_cuda", "is_meta", "is_sparse", "is_quantized", "is_nested",
-            "requires_grad", "names", "is_leaf", "is_mkldnn", "is_cpu", "is_mps", "is_xpu", "itemsize"}  # fmt: skip
-CONCRETE_CALLS = {"dim", "ndimension", "is_floating_point", "is_complex", "element_size", "is_contiguous",
-                  "get_device", "is_signed", "is_conj", "is_neg", "is_inference"}  # fmt: skip
-DATA = {"item", "tolist", "numpy", "nonzero", "unique", "backward", "__array__", "equal", "allclose"}
+            "names", "is_mkldnn", "is_cpu", "is_mps", "is_xpu", "itemsize", "is_mtia", "is_sparse_csr"}  # fmt: skip
+CONCRETE_CALLS = {"dim", "ndimension", "is_floating_point", "is_complex", "element_size", "get_device", "is_signed",
+                  "is_inference"}  # fmt: skip
+DATA = {"item", "tolist", "numpy", "nonzero", "unique", "unique_consecutive", "__array__", "equal", "allclose",
+        "data_ptr"}  # fmt: skip
+GRAD = {"backward", "register_hook", "retain_grad", "grad", "grad_fn"}
 
 
 class Value(fx.Proxy):
@@ -35,27 +38,38 @@ class Value(fx.Proxy):
         if name.startswith("__") and name.endswith("__"):
             raise AttributeError(name)
         example = self.example
-        if not isinstance(example, Tensor):
-            found = getattr(example, name)
-            return _Method(self, name) if callable(found) else self.tracer.call(getattr, self, name)
+        if isinstance(example, Tensor):
+            return self._of_tensor(example, name)
+        if isinstance(example, dict) and name in ("keys", "values", "items"):
+            return lambda: [{"keys": k, "values": self[k], "items": (k, self[k])}[name] for k in example]
+        found = getattr(example, name)
+        return _Method(self, name) if callable(found) else self.tracer.call(getattr, self, name)
+
+    def _of_tensor(self, example: Tensor, name: str) -> Any:
         if name in CONCRETE:
             return getattr(example, name)
+        if name == "item":
+            return lambda: self.tracer.decide(self).item()
         if name in DATA:
             raise Refused(f"its result depends on the values of a tensor (.{name})")
+        if name in GRAD:
+            raise Refused(f"it works on gradients itself (.{name})")
+        if name in ("requires_grad", "is_leaf") and self.node.op not in ("placeholder", "get_attr"):
+            return self.tracer.gradient(self, name)
         with self.tracer.quiet():
             found = getattr(example, name)
         return _Method(self, name) if callable(found) else self.tracer.call(getattr, self, name)
 
     def __iter__(self) -> Iterator[Any]:
-        if isinstance(self.example, Tensor):
-            return iter([self[i] for i in range(len(self))])
         if isinstance(self.example, dict):
             return iter(self.example)
-        return iter([self[i] for i in range(len(self.example))])
+        return iter([self[i] for i in range(len(self))])
 
     def __len__(self) -> int:
         if isinstance(self.example, Tensor):
             return int(self.tracer.decide(self.size(0)))
+        if type(self.example) in (tuple, list) and self.node.op != "call_module":
+            return int(self.tracer.decide(self.tracer.call(builtins.len, self)))  # split() into how many?
         return len(self.example)
 
     def __bool__(self) -> bool:
@@ -70,22 +84,36 @@ class Value(fx.Proxy):
     def __float__(self) -> float:
         return float(self.tracer.decide(self))
 
+    def __round__(self, digits: int | None = None) -> Any:
+        return round(self.tracer.decide(self), digits)
+
+    def __divmod__(self, other: Any) -> Any:
+        return self // other, self % other
+
+    def __format__(self, spec: str) -> str:
+        return format(self.tracer.decide(self), spec)
+
+    def __str__(self) -> str:
+        return repr(self) if self.tracer.busy else str(self.tracer.decide(self))
+
     def __hash__(self) -> int:
         return hash(self.tracer.decide(self)) if isinstance(self.example, PLAIN) else id(self)
 
     def __contains__(self, item: Any) -> bool:
+        if isinstance(self.example, dict):
+            return item in self.example
         return any(bool(item == x) for x in self)
-
-    def keys(self) -> Any:
-        return self.example.keys()
 
     def __setitem__(self, index: Any, value: Any) -> None:
         self.tracer.call(operator.setitem, self, index, value)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name not in ("tracer", "node", "example"):
+        if name in ("tracer", "node", "example"):
+            object.__setattr__(self, name, value)
+        elif isinstance(self.example, (Tensor, *PLAIN)):
             raise Refused(f"it sets the attribute {name} of a tensor")
-        object.__setattr__(self, name, value)
+        else:
+            self.tracer.call(setattr, self, name, value)
 
     def __invert__(self) -> Any:
         return self.tracer.call(operator.invert, self)
@@ -98,10 +126,14 @@ class Value(fx.Proxy):
 
 
 def _in_place(name: str) -> Any:
-    function = getattr(operator, name)
+    function, pure = (
+        getattr(operator, name),
+        getattr(operator, name.removeprefix("i") + ("_" if name in ("iand", "ior") else "")),
+    )
 
     def method(self: Value, other: Any) -> Any:
-        return self.tracer.call(function, self, other)
+        number = isinstance(self.example, (int, float, tuple))
+        return self.tracer.call(pure if number else function, self, other)
 
     return method
 
@@ -111,17 +143,35 @@ for _name in INPLACE:
 
 
 class Opaque(Value):
-    """An object that the graph hands on without looking into it, such as a KV cache."""
+    """An object of a class that gatec does not know, such as a KV cache: asked and called, never looked into.
+
+    Its example is a copy that lives as long as the trace, so that later questions see what earlier calls did to it.
+    """
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        raise Refused(f"it reads .{name} of an object of type {type(self.example).__name__}")
+        found = getattr(self.example, name)
+        if callable(found) and not isinstance(found, type):
+            return _Method(self, name)
+        return self.tracer.call(getattr, self, name)
 
     def __bool__(self) -> bool:
-        raise Refused(f"it asks an object of type {type(self.example).__name__} whether it is true")
+        return bool(self.tracer.decide(self.tracer.call(operator.truth, self)))
 
-    __len__ = __int__ = __index__ = __float__ = __iter__ = __bool__  # type: ignore[assignment]
+    def __len__(self) -> int:
+        return int(self.tracer.decide(self.tracer.call(builtins.len, self)))
+
+    def __contains__(self, item: Any) -> bool:
+        return bool(self.tracer.decide(self.tracer.call(operator.contains, self, item)))
+
+    def _number(self) -> Any:
+        raise Refused(f"it takes an object of type {type(self.example).__name__} for a number")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        raise Refused(f"it calls an object of type {type(self.example).__name__} that it was given")
+
+    __int__ = __index__ = __float__ = _number
     __hash__ = object.__hash__
 
 
@@ -130,7 +180,7 @@ class _Method:
         self.owner, self.name = owner, name
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self.name in CONCRETE_CALLS:
+        if self.name in CONCRETE_CALLS and isinstance(self.owner.example, Tensor):
             return getattr(self.owner.example, self.name)(*args, **kwargs)
         return self.owner.tracer.create_proxy("call_method", self.name, (self.owner, *args), kwargs)
 
