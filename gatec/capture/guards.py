@@ -215,7 +215,7 @@ def writes(node: fx.Node) -> bool:
         )
         return not known or (name.endswith("_") and not name.endswith("__")) or name == "__setitem__"
     if node.op == "call_function":
-        inplace = (name.endswith("_") and not name.startswith("_")) or (name.startswith("i") and hasattr(operator, name) and
+        inplace = (name.endswith("_") and not name.startswith("_") and not hasattr(operator, name)) or (name.startswith("i") and hasattr(operator, name) and
                     getattr(operator, name) is node.target and name in INPLACE)  # fmt: skip
         opens = node.target in EFFECTS or node.target is operator.setitem
         return inplace or opens or bool(node.kwargs.get("inplace")) or "out" in node.kwargs

@@ -72,7 +72,7 @@ def _refuses(tracer: Any, words: str, original: Callable[..., Any]) -> Callable[
 
 
 @lru_cache(maxsize=4096)
-def functions(forward: Any, kind: type) -> tuple[Any, ...]:
+def functions(forward: Any, kind: Any) -> tuple[Any, ...]:
     """The forward and the methods that it names, under their decorators."""
     found = [_plain(forward)]
     names = found[0].__code__.co_names if found[0] is not None else ()

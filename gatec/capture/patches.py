@@ -6,7 +6,7 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import _lru_cache_wrapper, lru_cache
 from typing import Any
 
 import torch
@@ -208,32 +208,34 @@ def _members(tracer: Any, original: Any) -> Any:
 
 @contextmanager
 def injected(root: nn.Module) -> Iterator[None]:
-    """isinstance() that takes a proxy for what it stands for, in the modules whose code may run."""
-    spaces = _spaces(frozenset(type(m).__module__.partition(".")[0] for m in root.modules()), len(sys.modules))
+    """isinstance() that takes a proxy for what it stands for, and no caches that proxies could get into."""
+    spaces, cached = _spaces(frozenset(type(m).__module__.partition(".")[0] for m in root.modules()), len(sys.modules))
     for space in spaces:
         space["isinstance"] = _isinstance
+    for space, name, function in cached:
+        space[name] = function.__wrapped__
     try:
         yield
     finally:
         for space in spaces:
             space.pop("isinstance", None)
+        for space, name, function in cached:
+            space[name] = function
 
 
 TORCH = "torch.nn.functional", "torch.nn.modules.transformer", "torch.nn.modules.activation"
 
 
 @lru_cache(maxsize=64)
-def _names(packages: frozenset[str], loaded: int) -> tuple[str, ...]:
-    return tuple(
-        n
-        for n in list(sys.modules)
-        if n.partition(".")[0] in packages and not n.startswith(("torch.", "gatec.capture"))
-    )
-
-
-def _spaces(packages: frozenset[str], loaded: int) -> list[dict[str, Any]]:
-    found = (vars(sys.modules[n]) for n in _names(packages, loaded) if n in sys.modules and n != "torch")
-    return [space for space in found if "isinstance" not in space]
+def _spaces(
+    packages: frozenset[str], loaded: int
+) -> tuple[list[dict[str, Any]], list[tuple[dict[str, Any], str, Any]]]:
+    """The namespaces of the user's packages, and the functions with a cache in them."""
+    ours = [n for n in list(sys.modules) if n.partition(".")[0] in packages and n != "torch"]
+    names = [n for n in ours if n in TORCH or not n.startswith(("torch.", "gatec.capture"))]
+    spaces = [vars(sys.modules[n]) for n in names if "isinstance" not in vars(sys.modules[n])]
+    cached = [(s, n, v) for s in spaces for n, v in list(s.items()) if isinstance(v, _lru_cache_wrapper)]
+    return spaces, cached
 
 
 def _isinstance(value: Any, kind: Any) -> bool:

@@ -60,8 +60,9 @@ def _copied(value: Any) -> Any:
 
 
 def _watch(calls: list[Call], given: list[Any]) -> Any:
-    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        calls.append(Call(*given.pop(), output))
+    def hook(_: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
+        args, kwargs = given.pop()
+        calls.append(Call(args, kwargs, output))
 
     return hook
 

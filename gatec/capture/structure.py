@@ -68,7 +68,8 @@ def _walk(value: Any, leaves: list[Any], key: list[Any], numbers: bool) -> None:
 
 
 def _form(tensor: Tensor) -> Any:
-    return tensor.ndim, tensor.dtype, tensor.device.type
+    form = tensor.ndim, tensor.dtype, tensor.device.type
+    return form if tensor.layout is torch.strided else (*form, tensor.layout)
 
 
 CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential, nn.ParameterList, nn.ParameterDict)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.parameter import UninitializedParameter
 from torch.utils._python_dispatch import _disable_current_modes as alone
 
 from gatec.capture.examples import Examples, NotSettled, settled
@@ -25,7 +26,7 @@ from gatec.capture.results import containers, listed, returned
 from gatec.capture.spies import Watch
 from gatec.capture.state import TABLES, Counts, Place, State, put_back
 from gatec.capture.structure import FUNCTIONS, PLAIN, flatten, rebuild, twins
-from gatec.capture.values import Opaque, Value, where
+from gatec.capture.values import Number, Opaque, Value, where
 from gatec.capture.watchdog import Endless, monotonic, watchdog
 from gatec.errors import Refused
 
@@ -94,7 +95,7 @@ class Tracer(fx.Tracer):
         return self._value(node, example, _opaque(type(example)))
 
     def _value(self, node: fx.Node, example: Any, kind: type[Value]) -> Value:
-        value = kind(node, self)
+        value = (Number if kind is Value and isinstance(example, (int, float)) else kind)(node, self)
         value.example = example
         return value
 
@@ -257,7 +258,7 @@ class Tracer(fx.Tracer):
     def run(self, root: nn.Module, forward: Callable[..., Any], example: Call) -> fx.Graph:
         """The trace itself, as fx does it, but for its walk over every tensor of the model."""
         self.example, self.forward, self.root = example, forward, root
-        self.graph = fx.Graph(tracer_cls=Tracer)
+        self.graph, self.tensor_attrs = fx.Graph(tracer_cls=Tracer), {}
         self.state = State(self, root, forward, self.counters)
         with torch.enable_grad(), replaced(self.patches()), Watch(self) as self.watch, injected(root):
             self.watch.classes({type(m) for m in root.modules()})
@@ -318,6 +319,9 @@ def trace(module: nn.Module, forward: Callable[..., Any], call: Call,
     and floats too; everything else is baked in. Raises Refused, in words, where the call depends on data or on what the
     tracer cannot see.
     """
+    lazy = next((n for n, p in module.named_parameters() if isinstance(p, UninitializedParameter)), "")
+    if lazy:
+        raise Refused(f"{lazy} has no values yet: run the model once")
     counters: frozenset[Place] = frozenset()
     while True:
         tracer = Tracer(known, counters, numbers)

@@ -87,14 +87,17 @@ class Value(fx.Proxy):
     def __round__(self, digits: int | None = None) -> Any:
         return round(self.tracer.decide(self), digits)
 
-    def __divmod__(self, other: Any) -> Any:
-        return self // other, self % other
-
     def __format__(self, spec: str) -> str:
-        return format(self.tracer.decide(self), spec)
+        return format(self.decided(), spec)
 
     def __str__(self) -> str:
-        return repr(self) if self.tracer.busy else str(self.tracer.decide(self))
+        return repr(self) if self.tracer.busy else str(self.decided())
+
+    def decided(self) -> Any:
+        """The value itself, which the graph holds from now on."""
+        if isinstance(self.example, torch.Size):
+            return torch.Size([int(item) for item in self])
+        return self.tracer.decide(self)
 
     def __hash__(self) -> int:
         return hash(self.tracer.decide(self)) if isinstance(self.example, PLAIN) else id(self)
@@ -140,6 +143,16 @@ def _in_place(name: str) -> Any:
 
 for _name in INPLACE:
     setattr(Value, f"__{_name}__", _in_place(_name))
+
+
+class Number(Value):
+    """A size, or something computed from sizes."""
+
+    def __divmod__(self, other: Any) -> Any:
+        return self // other, self % other
+
+    def __rdivmod__(self, other: Any) -> Any:
+        return other // self, other % self
 
 
 class Opaque(Value):
