@@ -68,9 +68,11 @@ class Case:
     refused: dict[str, str]
     train: bool | None
     outside: Callable[[], Any]
+    fresh: Callable[[], Any]
     falls: int
 
     def model(self) -> nn.Module:
+        self.fresh()
         torch.manual_seed(0)
         model = self.build()
         return model if self.train is None else model.train(self.train)
@@ -82,18 +84,24 @@ class Case:
         return f"{inspect.getsourcefile(self.build)}:{numbers[0]}" if numbers else ""
 
 
+def nothing() -> None:
+    pass
+
+
 def odd(first: Any, *, others: Any = (), refused: Any = "", train: bool | None = False,
-        outside: Callable[[], Any] = lambda: None, falls: int = 0) -> Any:  # fmt: skip
+        outside: Callable[[], Any] = nothing, fresh: Callable[[], Any] = nothing, falls: int = 0) -> Any:  # fmt: skip
     """Make a class, or a function that builds a module, a case.
 
     train    the mode of the model; None leaves it alone
-    outside  what the forward changes beyond the model, as a value that can be compared
+    outside  what the forward changes beyond the model, as a value that can be compared; `fresh` puts it back
     falls    how many of the calls are refused, each with the result of the module's own forward, when `first` is not
     """
     words = {"": refused} if isinstance(refused, str) and refused else refused or {}
 
     def mark(build: Any) -> Any:
-        build.odd = Case(build.__name__, build, step(first), tuple(map(step, others)), words, train, outside, falls)
+        build.odd = Case(
+            build.__name__, build, step(first), tuple(map(step, others)), words, train, outside, fresh, falls
+        )
         return build
 
     return mark

@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
-from odd import Block, X, call, made, odd, rows
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPast
 from transformers.utils import ModelOutput
+
+from odd import Block, X, call, made, odd, rows
 
 
 @odd(call(X, X), others=[call(X), call(X, X, X, b=X, a=X + 1), call(X, a=X, b=X + 1)])
@@ -127,7 +128,9 @@ class NestedDict(Block):
 class NestedOut(Block):
     def forward(self, x):
         y = self.mlp(x)
-        return OrderedDict(y=y, deep=[(y, None, 3), {"words": "w", "sizes": y.shape}], n=len(y), kind=y.dtype, dev=y.device)
+        return OrderedDict(
+            y=y, deep=[(y, None, 3), {"words": "w", "sizes": y.shape}], n=len(y), kind=y.dtype, dev=y.device
+        )
 
 
 @odd(X, others=[rows(3)])
@@ -172,7 +175,7 @@ class ModelOutputBetween(nn.Module):
         out = self.inner(x)
         out.logits = out["logits"] + out[0]
         first = out.to_tuple()[-1]
-        return BaseModelOutputWithPast(last_hidden_state=out.logits, hidden_states=out.hidden + (first,))
+        return BaseModelOutputWithPast(last_hidden_state=out.logits, hidden_states=(*out.hidden, first))
 
 
 @odd(call(BaseModelOutput(last_hidden_state=X)), others=[call(BaseModelOutput(rows(3), (X, X)))])

@@ -4,8 +4,9 @@ import enum
 from typing import Any
 
 import torch
-from odd import Block, X, after, call, odd, rows
 from torch import nn
+
+from odd import Block, X, after, call, odd, rows
 
 
 @odd(X, others=[rows(2), rows(3), rows(5), rows(1)])
@@ -13,7 +14,7 @@ class OnShape(Block):
     def forward(self, x):
         if x.shape[0] > 3 and x.size(-1) == 8:
             return self.mlp(x) * 2
-        elif x.shape[0] == 1:
+        if x.shape[0] == 1:
             return self.mlp(x).squeeze(0)
         return self.mlp(x) - 1
 
@@ -38,7 +39,10 @@ class OnRank(Block):
         return {1: lambda: y * 3, 2: lambda: y.mean(0), 3: lambda: y.flatten(0, 1)}.get(x.ndim, lambda: y)()
 
 
-@odd(X, others=[call(X, True), call(X, flag=True), call(X, flag=0), call(X, flag=1), call(X, flag=None), call(X, flag="")])
+@odd(
+    X,
+    others=[call(X, True), call(X, flag=True), call(X, flag=0), call(X, flag=1), call(X, flag=None), call(X, flag="")],
+)
 class OnFlag(Block):
     def forward(self, x, flag=False):
         return self.mlp(x) if flag else x * 2
@@ -138,7 +142,9 @@ class OnChild(Block):
         return y + 1 if self.up.weight.requires_grad else y
 
 
-@odd(X, others=[after(lambda m: setattr(m, "extra", None), X), after(lambda m: setattr(m, "extra", nn.Linear(8, 8)), X)])
+@odd(
+    X, others=[after(lambda m: setattr(m, "extra", None), X), after(lambda m: setattr(m, "extra", nn.Linear(8, 8)), X)]
+)
 class OnOptionalChild(Block):
     def __init__(self):
         super().__init__()
@@ -195,7 +201,10 @@ class OnEmpty(Block):
         return self.mlp(x)
 
 
-@odd(call(X, eps=0.0), others=[call(X, eps=-0.0), call(X, eps=float("nan")), call(X, eps=float("inf")), call(X, eps=1e-30)])
+@odd(
+    call(X, eps=0.0),
+    others=[call(X, eps=-0.0), call(X, eps=float("nan")), call(X, eps=float("inf")), call(X, eps=1e-30)],
+)
 class OnSpecialFloat(Block):
     def forward(self, x, eps=1e-5):
         if eps != eps:

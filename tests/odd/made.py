@@ -3,9 +3,10 @@
 import math
 
 import torch
-from odd import Block, X, call, ids, odd, rows
 from torch import nn
 from torch.nn import functional as F
+
+from odd import Block, X, call, ids, odd, rows
 
 S = rows(2, 5)
 
@@ -61,10 +62,18 @@ class TensorOfSizes(Block):
 class Factories(Block):
     def forward(self, x):
         n, d = x.shape
-        y = torch.eye(n, d) + torch.linspace(0, 1, d) + torch.logspace(0, 1, n)[:, None] + torch.zeros(n, 1) + torch.ones(())
+        y = (
+            torch.eye(n, d)
+            + torch.linspace(0, 1, d)
+            + torch.logspace(0, 1, n)[:, None]
+            + torch.zeros(n, 1)
+            + torch.ones(())
+        )
         y = y + torch.full((n, 1), 2.0) + torch.as_tensor([1.0] * d) + torch.scalar_tensor(3.0) + torch.hann_window(d)
         rows_at, columns_at = torch.tril_indices(n, n)
-        return self.mlp(x) + y + rows_at.sum() - columns_at.float().mean() + torch.empty(n, d).fill_(2) + torch.range(0, 7)
+        return (
+            self.mlp(x) + y + rows_at.sum() - columns_at.float().mean() + torch.empty(n, d).fill_(2) + torch.range(0, 7)
+        )
 
 
 @odd(X, others=[rows(3)])
@@ -169,7 +178,11 @@ class Scatters(Block):
         y = self.mlp(x)
         out = torch.zeros_like(y).index_add_(0, at, y)
         out = out.scatter_add(0, at[:, None].expand(-1, 8), y).index_copy(0, at[:1], y[:1])
-        return out.scatter_reduce_(0, at[:, None].expand_as(y), y, reduce="amax"), F.one_hot(at, 4), y.gather(1, at[:, None])
+        return (
+            out.scatter_reduce_(0, at[:, None].expand_as(y), y, reduce="amax"),
+            F.one_hot(at, 4),
+            y.gather(1, at[:, None]),
+        )
 
 
 @odd(call(X, ids(4) % 4), others=[call(rows(5), ids(5) % 4)])

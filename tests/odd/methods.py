@@ -5,9 +5,10 @@ import types
 from abc import ABC, abstractmethod
 
 import torch
-from odd import Block, X, after, call, odd, rows
 from torch import nn
 from torch.nn import functional as F
+
+from odd import Block, X, after, call, odd, rows
 
 
 @odd(X, others=[rows(3), after(lambda m: setattr(m, "kind", "relu"), X)])

@@ -1,11 +1,12 @@
 """Autograd in a forward: functions with their own backward, checkpoints, modes as blocks and decorators."""
 
 import torch
-from odd import Block, X, after, odd, rows, under
 from torch import nn
 from torch.autograd import Function
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
+
+from odd import Block, X, after, odd, rows, under
 
 
 class Halve(Function):
@@ -189,10 +190,7 @@ class Checkpointed(nn.Module):
 
     def forward(self, x):
         for block in self.blocks:
-            if self.training:
-                x = checkpoint(block, x, use_reentrant=self.reentrant)
-            else:
-                x = block(x)
+            x = checkpoint(block, x, use_reentrant=self.reentrant) if self.training else block(x)
         return x
 
 
@@ -209,7 +207,9 @@ class CheckpointReentrant(Checkpointed):
 @odd(X, others=[rows(3)])
 class CheckpointsItself(Block):
     def forward(self, x):
-        return checkpoint(self.mlp, x, use_reentrant=False) + checkpoint(lambda z, k: z.sin() * k, x, 2, use_reentrant=False)
+        return checkpoint(self.mlp, x, use_reentrant=False) + checkpoint(
+            lambda z, k: z.sin() * k, x, 2, use_reentrant=False
+        )
 
 
 @odd(X, others=[rows(3)])

@@ -4,9 +4,10 @@ import copy
 import functools
 
 import torch
-from odd import Block, X, after, call, odd, rows
 from torch import nn
 from torch.nn import functional as F
+
+from odd import Block, X, after, call, odd, rows
 
 
 class Plain(Block):
@@ -212,7 +213,14 @@ class MadeInForward(Block):
         return nn.Sequential(act, self.down)(self.up(x)) + nn.Softmax(dim=-1)(x) + nn.CosineSimilarity()(x, x)[:, None]
 
 
-@odd(X, others=[rows(3), after(lambda m: m.blocks.append(Plain()), X), after(lambda m: setattr(m, "blocks", m.blocks[:1]), X)])
+@odd(
+    X,
+    others=[
+        rows(3),
+        after(lambda m: m.blocks.append(Plain()), X),
+        after(lambda m: setattr(m, "blocks", m.blocks[:1]), X),
+    ],
+)
 class GrowsLater(nn.Module):
     def __init__(self):
         super().__init__()
@@ -245,7 +253,14 @@ def doubled(model):
         model.down.weight.mul_(2)
 
 
-@odd(X, others=[after(doubled, X), after(lambda m: setattr(m.down, "bias", None), X), after(lambda m: m.double(), X.double())])
+@odd(
+    X,
+    others=[
+        after(doubled, X),
+        after(lambda m: setattr(m.down, "bias", None), X),
+        after(lambda m: m.double(), X.double()),
+    ],
+)
 class WeightsReplacedLater(Block):
     def forward(self, x):
         return self.mlp(x) + F.linear(x, self.up.weight.T[:, :8] if self.up.bias is None else self.up.weight[:8])

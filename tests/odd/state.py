@@ -1,9 +1,10 @@
 """State in a forward: buffers written, attributes assigned, counters, caches."""
 
 import torch
-from odd import Block, X, after, call, odd, rows
 from torch import nn
 from torch.nn import functional as F
+
+from odd import Block, X, after, call, odd, rows
 
 
 @odd(X, others=[rows(3), after(lambda m: m.eval(), X)], train=True)

@@ -3,8 +3,9 @@
 import operator
 
 import torch
-from odd import Block, X, call, odd, rows
 from torch.nn import functional as F
+
+from odd import Block, X, call, odd, rows
 
 
 @odd(X, others=[rows(3), rows(2, 3)])
@@ -73,8 +74,11 @@ class WritesItsList(Block):
         return xs[-1]
 
 
-@odd(call({"x": X}), others=[call({"x": rows(3)}), call({"x": X, "y": X})],
-     refused="its forward changes a dict that it was given")
+@odd(
+    call({"x": X}),
+    others=[call({"x": rows(3)}), call({"x": X, "y": X})],
+    refused="its forward changes a dict that it was given",
+)
 class WritesItsDict(Block):
     def forward(self, batch):
         x = batch.pop("x")
