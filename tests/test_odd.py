@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import signal
+import time
 import types
 import warnings
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from odd import Case, Step, cases
+from odd import FILES, Case, Step, cases, missing
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map
 
@@ -21,7 +22,7 @@ from gatec.capture import install, unit_of
 from gatec.errors import GatecError, Refused
 from gatec.program import Program
 
-SECONDS = 5  # for all calls of one case; the slowest takes two
+SECONDS = 20  # for all calls of one case; the slowest takes two
 EVERY = pytest.mark.parametrize("case", list(cases()), ids=lambda c: c.name)
 HELD = {"_gatec", "_parameters", "_buffers", "_modules", "_is_full_backward_hook"}
 
@@ -74,7 +75,8 @@ def machinery(value: Any) -> bool:
 
 
 def tensor(value: Tensor) -> Any:
-    about = type(value).__name__, tuple(value.shape), value.dtype, value.layout, value.requires_grad, value.device.type
+    shape = "jagged" if value.is_nested else tuple(value.shape)
+    about = type(value).__name__, shape, value.dtype, value.layout, value.requires_grad, value.device.type
     if isinstance(value, nn.parameter.UninitializedTensorMixin):
         return type(value).__name__
     plain = value.detach()
@@ -180,6 +182,13 @@ def differences(a: Any, b: Any, path: str = "") -> str:
     return "" if a == b else f"{path.lstrip('.')}: {str(a)[:300]} instead of {str(b)[:300]}"
 
 
+@pytest.mark.parametrize("file", FILES)
+def test_every_file_is_read(file: str):
+    if file in missing():
+        pytest.skip(f"needs {missing()[file]}")
+    assert any(case.name.startswith(f"{file}-") for case in cases())
+
+
 # -- the laws -----------------------------------------------------------------------------------------------------------
 
 
@@ -224,3 +233,34 @@ def try_install(module: nn.Module) -> None:
             install(module)
         except Refused:
             return
+
+
+class Deep(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(8, 16), nn.Linear(16, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(nn.functional.gelu(self.up(x)))
+
+
+BIG = {
+    "10,000 layers": lambda: [nn.Linear(8, 8) for _ in range(10_000)],
+    "2,000 blocks": lambda: [Deep() for _ in range(2_000)],
+}
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("build", BIG.values(), ids=[n.replace(" ", "-") for n in BIG])
+def test_ten_thousand_modules_take_seconds(build: Callable[[], list[nn.Module]]):
+    """Recorded, captured and put into canonical form; an eighth of them must not take much less than an eighth."""
+    seconds = {}
+    for share in (8, 1):
+        layers = build()
+        model = nn.Sequential(*layers[: len(layers) // share]).eval()
+        started = time.perf_counter()
+        program = Program.of(model, (torch.randn(4, 8),), {})
+        program.canon()
+        seconds[share] = time.perf_counter() - started
+        assert not program.missed
+    assert seconds[1] < 20 and seconds[1] < 16 * seconds[8], seconds

@@ -90,8 +90,16 @@ def change(**fields):
     return lambda m: [setattr(m.config, k, v) for k, v in fields.items()]
 
 
-@odd(X, others=[after(change(scale=3.0), X), after(change(act="relu"), X), after(lambda m: m.config.inner.update(bias=5.0), X),
-                after(lambda m: m.config.inner["list"].append(3), X), after(lambda m: setattr(m, "config", Config()), X)])  # fmt: skip
+@odd(
+    X,
+    others=[
+        after(change(scale=3.0), X),
+        after(change(act="relu"), X),
+        after(lambda m: m.config.inner.update(bias=5.0), X),
+        after(lambda m: m.config.inner["list"].append(3), X),
+        after(lambda m: setattr(m, "config", Config()), X),
+    ],
+)
 class ConfigChangedLater(Block):
     def __init__(self):
         super().__init__()
