@@ -22,7 +22,7 @@ from gatec.capture import install, unit_of
 from gatec.errors import GatecError, Refused
 from gatec.program import Program
 
-SECONDS = 20  # for all calls of one case; the slowest takes two
+SECONDS = 10  # for all calls of one case; the slowest takes two
 EVERY = pytest.mark.parametrize("case", list(cases()), ids=lambda c: c.name)
 HELD = {"_gatec", "_parameters", "_buffers", "_modules", "_is_full_backward_hook"}
 
