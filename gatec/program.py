@@ -55,7 +55,11 @@ class Program:
 
     @classmethod
     def of(cls, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Program:
-        return cls(model, args, kwargs, record(model, *cloned((args, kwargs))))
+        program = cls(model, args, kwargs, record(model, *cloned((args, kwargs))))
+        for path, module in model.named_modules():
+            if isinstance(module, torch.jit.ScriptModule) and path.rpartition(".")[0] not in program.missed:
+                program.missed[path] = "it is compiled by TorchScript"
+        return program
 
     @cached_property
     def names(self) -> dict[int, list[str]]:
@@ -84,8 +88,6 @@ class Program:
             raise Refused("it was not called in the recorded forward")
         if type(module).__module__.startswith("torch.nn.modules") and not any(module.children()):
             return None
-        if isinstance(module, torch.jit.ScriptModule):
-            raise Refused("it is compiled by TorchScript")
         if isinstance(module, torch._dynamo.eval_frame.OptimizedModule):
             raise Refused("it is compiled by torch.compile: give gatec the model first, and compile what comes back")
         if "forward" in vars(module):

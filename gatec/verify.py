@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from gatec.capture import Call, untouched
 from gatec.capture.structure import flatten
@@ -98,6 +99,9 @@ def _run(module: nn.Module, call: Call, double: bool) -> Any:
 def finite(module: nn.Module, where: str) -> None:
     """Refuse parameters that are NaN or infinite: no drift could be measured against them."""
     for name, p in module.named_parameters():
+        if isinstance(p, UninitializedParameter):
+            raise GatecError("parameters with values", found=f"none yet in {name}", where=where,
+                             hint="run the model once, then give it to gatec")  # fmt: skip
         if p.is_floating_point() and not p.is_meta and not bool(p.isfinite().all()):
             raise GatecError("finite weights", found=f"NaN or infinity in {name}", where=where,
                              hint="load the checkpoint before converting")  # fmt: skip

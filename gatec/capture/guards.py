@@ -215,8 +215,8 @@ def writes(node: fx.Node) -> bool:
         )
         return not known or (name.endswith("_") and not name.endswith("__")) or name == "__setitem__"
     if node.op == "call_function":
-        inplace = (name.endswith("_") and not name.startswith("_") and not hasattr(operator, name)) or (name.startswith("i") and hasattr(operator, name) and
-                    getattr(operator, name) is node.target and name in INPLACE)  # fmt: skip
+        spelled = name.endswith("_") and not name.startswith("_") and not hasattr(operator, name)
+        inplace = spelled or (name in INPLACE and getattr(operator, name) is node.target)
         opens = node.target in EFFECTS or node.target is operator.setitem
         return inplace or opens or bool(node.kwargs.get("inplace")) or "out" in node.kwargs
     return False

@@ -172,7 +172,11 @@ def _within(value: Any, kinds: tuple[type, ...], keys: tuple[Any, ...] = ()) -> 
             yield from _within(item, kinds, (*keys, key))
 
 
-TABLES = (np.ndarray, torch.Generator)  # what a module may hold and hand to torch's functions as it is
+TABLES = (
+    np.ndarray,
+    torch.Generator,
+    torch.ScriptObject,
+)  # what a module may hold and hand to torch's functions as it is
 
 
 # -- as it was ------------------------------------------------------------------------------------------------------

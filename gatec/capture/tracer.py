@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.parameter import UninitializedParameter
 from torch.utils._python_dispatch import _disable_current_modes as alone
 
 from gatec.capture.examples import Examples, NotSettled, settled
@@ -32,6 +31,7 @@ from gatec.errors import Refused
 
 STEPS = 100_000  # nodes of one graph
 SECONDS = 60.0  # of one trace
+ENDLESS = "its forward never ends for the tracer"
 
 
 class Tracer(fx.Tracer):
@@ -119,7 +119,7 @@ class Tracer(fx.Tracer):
         if len(self.graph.nodes) > STEPS:
             raise Refused(f"its forward takes more than {STEPS:,} steps")
         if monotonic() - self.started > SECONDS:
-            raise Refused(f"its forward takes more than {SECONDS:.0f} seconds to trace")
+            raise Refused(ENDLESS)
 
     def decide(self, value: Value) -> Any:
         """The example's answer to a question that Python asks; the graph holds it from now on."""
@@ -319,9 +319,6 @@ def trace(module: nn.Module, forward: Callable[..., Any], call: Call,
     and floats too; everything else is baked in. Raises Refused, in words, where the call depends on data or on what the
     tracer cannot see.
     """
-    lazy = next((n for n, p in module.named_parameters() if isinstance(p, UninitializedParameter)), "")
-    if lazy:
-        raise Refused(f"{lazy} has no values yet: run the model once")
     counters: frozenset[Place] = frozenset()
     while True:
         tracer = Tracer(known, counters, numbers)
@@ -336,8 +333,8 @@ def trace(module: nn.Module, forward: Callable[..., Any], call: Call,
             break
         except Counts as e:
             counters |= {e.place}
-        except Endless:
-            raise Refused("its forward never ends for the tracer") from None
+        except Endless as e:
+            raise Refused(f"{ENDLESS} ({where(e.__traceback__)})") from None
         except Refused as e:
             line = where(e.__traceback__)
             raise Refused(f"{e} ({line})" if line else str(e)) from None

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
 from torch import Tensor, fx
 
@@ -107,6 +108,9 @@ class Value(fx.Proxy):
             return item in self.example
         return any(bool(item == x) for x in self)
 
+    def __array__(self, *args: Any, **kwargs: Any) -> Any:
+        raise Refused("its result depends on the values of a tensor (.__array__)")
+
     def __setitem__(self, index: Any, value: Any) -> None:
         self.tracer.call(operator.setitem, self, index, value)
 
@@ -147,6 +151,9 @@ for _name in INPLACE:
 
 class Number(Value):
     """A size, or something computed from sizes."""
+
+    def __array__(self, *args: Any, **kwargs: Any) -> Any:
+        return np.asarray(self.tracer.decide(self), *args, **kwargs)
 
     def __divmod__(self, other: Any) -> Any:
         return self // other, self % other

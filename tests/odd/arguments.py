@@ -165,7 +165,7 @@ class ModelOutputs(Block):
         return MyOutput(loss=loss, logits=y, hidden=(x, y))
 
 
-@odd(X, others=[rows(3)])
+@odd(X, others=[rows(3)], refused="it decides something after it has written to its surroundings")
 class ModelOutputBetween(nn.Module):
     def __init__(self):
         super().__init__()

@@ -10,7 +10,6 @@ from torch import nn
 from odd import Block, X, call, odd, rows
 
 VALUE = "Python asks for the value of a tensor in it, which depends on data"
-ITEM = "its result depends on the values of a tensor (.item)"
 FOLDER = Path(tempfile.mkdtemp())
 
 
@@ -45,7 +44,7 @@ class AssertsValue(Block):
         return self.mlp(x)
 
 
-@odd(X, others=[rows(3)], refused=ITEM)
+@odd(X, others=[rows(3)], refused=VALUE)
 class TakesItem(Block):
     def forward(self, x):
         return self.mlp(x) * x.max().item()  # refused

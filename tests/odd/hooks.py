@@ -148,11 +148,6 @@ class Skips(nn.Module):
             return stop.args[0] * 2
 
 
-@odd(X, others=[rows(3)])
-class StoppedByHook(Skips):
-    pass
-
-
 class Symmetric(nn.Module):
     def forward(self, w):
         return w.triu() + w.triu(1).mT
@@ -263,8 +258,3 @@ def lazy_initialised():
     model = Lazy()
     model(X)
     return model
-
-
-@odd(X, others=[rows(3)], refused="up has no parameters yet: run the model once")
-def lazy_not_initialised():
-    return Lazy()

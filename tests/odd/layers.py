@@ -57,13 +57,16 @@ def encoder_layer():
     return nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
 
 
-@odd(S, others=[rows(3, 5), call(S, src_key_padding_mask=PADDING), under(torch.no_grad, S)])
+@odd(S, others=[rows(3, 5), call(S, src_key_padding_mask=PADDING)])
 def encoder():
     layer = nn.TransformerEncoderLayer(8, 2, 16, activation="gelu", norm_first=True, batch_first=True)
     return nn.TransformerEncoder(layer, 2, norm=nn.LayerNorm(8), enable_nested_tensor=False)
 
 
-@odd(call(rows(5, 2), rows(7, 2)), others=[call(rows(5, 3), rows(4, 3)), call(rows(5, 2), rows(7, 2), tgt_mask=CAUSAL)])
+@odd(
+    call(rows(5, 2), rows(7, 2)),
+    others=[call(rows(5, 3), rows(4, 3)), call(rows(5, 2), rows(7, 2), tgt_mask=CAUSAL, tgt_is_causal=True)],
+)
 def decoder():
     return nn.TransformerDecoder(nn.TransformerDecoderLayer(8, 2, 16), 2)
 

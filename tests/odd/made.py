@@ -122,19 +122,19 @@ class Einsum(nn.Module):
         return torch.einsum("bhij,bhjk->bihk", [scores, y]), torch.tensordot(x, self.weight, dims=([2], [1]))
 
 
-@odd(X, others=[rows(3)])
+@odd(X, others=[rows(3)], refused="it calls torch.func.vmap")
 class Vmapped(Block):
     def forward(self, x):
         return torch.func.vmap(lambda row: row * row.sum())(self.mlp(x))
 
 
-@odd(X, others=[rows(3)])
+@odd(X, others=[rows(3)], refused="it calls torch.vmap")
 class VmappedModule(Block):
     def forward(self, x):
         return torch.vmap(self.mlp, in_dims=0)(x)
 
 
-@odd(X, others=[rows(3)])
+@odd(X, others=[rows(3)], refused="it calls torch.func.jacrev")
 class Jacobian(Block):
     def forward(self, x):
         return torch.func.jacrev(torch.sin)(x[0]) @ self.mlp(x).T
@@ -253,7 +253,7 @@ class MadeFromData(Block):
         return self.mlp(x) + torch.stack([x.mean(), x.sum()]).sum() + torch.as_tensor(x) + torch.atleast_2d(x[0])
 
 
-@odd(X, others=[rows(3)])
+@odd(X, others=[rows(3)], refused="it uses a tensor that is no parameter, buffer or attribute of the module")
 class ConstantOfModule(Block):
     """A list of numbers on the class becomes a tensor in every call."""
 
@@ -263,7 +263,7 @@ class ConstantOfModule(Block):
         return self.mlp(x) * torch.tensor(self.scales) + torch.tensor([[math.pi]]) + torch.FloatTensor([1.0] * 8)
 
 
-@odd(X, others=[rows(3)])
+@odd(X, others=[rows(3)], refused="it uses a tensor that is no parameter, buffer or attribute of the module")
 class NewTensorClass(Block):
     def forward(self, x):
         return self.mlp(x) + torch.Tensor([1.0, 2.0] * 4) + torch.nn.Parameter(torch.ones(8))

@@ -223,7 +223,12 @@ def fused_add(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return torch.sigmoid(x) * y
 
 
-@odd(X, others=[rows(3)])
+@odd(
+    X,
+    others=[rows(3)],
+    refused="the tracer met RuntimeError: fused_add() Expected a value of type 'Tensor' for argument 'x' "
+    "but instead found type 'Value'.",
+)
 class CallsScriptFunction(Block):
     def forward(self, x):
         return fused_add(self.mlp(x), x)

@@ -212,7 +212,7 @@ class CheckpointsItself(Block):
         )
 
 
-@odd(X, others=[rows(3)])
+@odd(X, others=[rows(3)], refused="it checkpoints a function of its own (torch.utils.checkpoint)")
 class CheckpointedSequential(nn.Module):
     def __init__(self):
         super().__init__()
@@ -229,7 +229,7 @@ class RequiresGradInside(Block):
         return self.mlp(y) + y.requires_grad_(False).detach()
 
 
-@odd(X, others=[rows(3)])
+@odd(X, others=[rows(3)], refused="it takes a derivative (torch.autograd.grad)")
 class GradientInside(Block):
     """A gradient penalty, or a physics-informed loss: the forward takes a derivative."""
 
@@ -241,15 +241,7 @@ class GradientInside(Block):
         return y + slope
 
 
-@odd(X, others=[rows(3)], refused="its result depends on the values of a tensor (.backward)")
-class BackwardInside(Block):
-    def forward(self, x):
-        z = x.detach().clone()
-        self.mlp(z).sum().backward()  # refused
-        return z
-
-
-@odd(X, others=[rows(3)])
+@odd(X, others=[rows(3)], refused="it works on gradients itself (.register_hook)")
 class TensorHook(Block):
     def forward(self, x):
         y = self.mlp(x)
@@ -272,7 +264,7 @@ class DeviceContext(Block):
             return self.mlp(x) + torch.ones(8)
 
 
-@odd(X, others=[rows(3)])
+@odd(X, others=[rows(3)], refused="it chooses a kernel for attention")
 class SdpaKernel(Block):
     def forward(self, x):
         q = self.mlp(x)[None, None]

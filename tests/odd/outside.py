@@ -69,7 +69,9 @@ class Tables:
         return self.kept[n]
 
 
-@odd(X, others=[rows(3), X, rows(3)])
+@odd(
+    X, others=[rows(3), X, rows(3)], refused="it uses a tensor that is no parameter, buffer or attribute of the module"
+)
 class HelperWithCache(Block):
     def __init__(self):
         super().__init__()
@@ -345,7 +347,7 @@ class NumpyFunction(Block):
         return self.mlp(x) + torch.as_tensor(np.asarray(x.detach())).mean()  # refused
 
 
-@odd(X, others=[rows(3)])
+@odd(X, others=[rows(3)], refused="it hands on an object of type ndarray that it made")
 class NumpyOfSizes(Block):
     """numpy that only sees numbers: a table of positions, as vision models build it."""
 

@@ -187,7 +187,7 @@ class WritesChild(Block):
         return self.mlp(x) * self.up.scale + self.plain
 
 
-@odd(X, others=[rows(3)])
+@odd(X, others=[rows(3)], refused="it sets the attribute data of a tensor")
 class WritesParameter(Block):
     """Keeps its weight on the unit sphere, in every forward."""
 
