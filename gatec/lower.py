@@ -61,7 +61,7 @@ class Fusion:
             except GatecError as e:
                 self.left[region.name] = str(e.wanted)
                 continue
-            self.kernels[_free(region.name, kernel, self.kernels)] = kernel
+            self.kernels[unused(region.name, kernel, self.kernels)] = kernel
             lowered.append((region, kernel, derived))
         return lowered
 
@@ -82,7 +82,8 @@ class Fusion:
         """A fusion adds nothing."""
 
 
-def _free(name: str, kernel: Kernel, taken: dict[str, Kernel]) -> str:
+def unused(name: str, kernel: Kernel, taken: dict[str, Kernel]) -> str:
+    """The name, numbered where another kernel has it."""
     number, free = 2, name
     while taken.get(free, kernel) != kernel:
         free, number = f"{name}_{number}", number + 1
@@ -203,8 +204,9 @@ def _save(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
 
 def _backward(back: Any) -> Callable[..., tuple[Tensor | None, ...]]:
     def pull(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        found = iter(back(grad, *ctx.saved_tensors))
-        return tuple(next(found) if x.is_floating_point() else None for x in ctx.saved_tensors)
+        operands = ctx.saved_tensors  # a checkpoint hands them over once
+        found = iter(back(grad, *operands))
+        return tuple(next(found) if x.is_floating_point() else None for x in operands)
 
     return pull
 
