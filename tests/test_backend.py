@@ -132,6 +132,7 @@ class Twice(torch.autograd.Function):
         return grad * torch.sigmoid(x) * x.cos()
 
 
+@pytest.mark.filterwarnings("ignore:.* should not be instantiated:DeprecationWarning")  # Dynamo does it
 def test_the_formula_of_a_gradient_is_no_gate():
     x = torch.randn(3, 8, requires_grad=True)
     compile_(Twice.apply)(x).sum().backward()
@@ -203,8 +204,6 @@ def test_autocast(inner, inside):
         with torch.autocast("cpu", torch.bfloat16):
             return model(x)
 
-    if inside:
-        same_training(model, compile_(forward, everywhere=True, inner=inner), X, tolerance=1e-2) if False else None
     run = compile_(forward if inside else model, everywhere=True, inner=inner)
     with torch.autocast("cpu", torch.bfloat16, enabled=not inside):
         found = run(X)
@@ -241,8 +240,11 @@ def test_nothing_moves_past_a_write_or_a_mode(expression):
 
 def test_inside_a_function_transform_nothing_is_fused():
     model = Block(GATES["swiglu"][0])
-    run = compile_(torch.vmap(model), **EVERYWHERE)
-    assert distance(run(X), model(X)) < 1e-6
+
+    def forward(x):
+        return torch.vmap(model.forward)(x)
+
+    assert distance(compile_(forward, **EVERYWHERE)(X), model(X)) < 1e-6
     assert ("left", "it is computed inside a torch.func transform") in said()
 
 
@@ -304,6 +306,7 @@ def test_equal_regions_of_two_models_share_an_op():
     assert seen[0] == seen[1] and len(seen[0]) == 2
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # asked by Dynamo
 def test_a_graph_break_makes_two_graphs_that_are_both_read():
     def broken(m, x):
         y = F.silu(m.a(x)) * m.b(x)
