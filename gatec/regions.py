@@ -169,9 +169,10 @@ def _computes(target: Any) -> bool:
     return isinstance(target, torch._ops.OpOverload) or (own and not isinstance(target, torch._ops.HigherOrderOperator))
 
 
-def transforms(node: fx.Node) -> bool:
-    """Whether a torch.func transform begins or ends here: between the two, tensors have dimensions that do not show."""
-    return node.op == "call_function" and getattr(node.target, "__name__", "").endswith("crement_nesting")
+def transforms(node: fx.Node) -> int:
+    """1 where a torch.func transform begins and -1 where it ends; between the two, tensors have hidden dimensions."""
+    name = getattr(node.target, "__name__", "") if node.op == "call_function" else ""
+    return name.endswith("_increment_nesting") - name.endswith("_decrement_nesting")
 
 
 def _memory(nodes: Iterable[fx.Node]) -> set[int]:

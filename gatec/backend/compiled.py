@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -77,7 +77,7 @@ def fused(gm: fx.GraphModule, everywhere: bool, leave: str = "") -> Compiled:
     edits = [Edit("fuse", site, "left", why) for site, why in reading.opaque.items()]
     kernels: dict[str, Kernel] = {}
     chosen: dict[str, list[tuple[Region, Callable[..., Tensor]]]] = {path: [] for path in reading.graphs}
-    func = any(transforms(n) for graph in reading.graphs.values() for n in graph.nodes)
+    hidden = {n for graph in reading.graphs.values() for n in _transformed(graph)}
     for path, graph in reading.graphs.items():
         inside = [g for g in gates if g.node.graph is graph]
         found = grown(inside, graph, reading.modules[path])
@@ -85,7 +85,7 @@ def fused(gm: fx.GraphModule, everywhere: bool, leave: str = "") -> Compiled:
         edits += [Edit("fuse", g.site, "left", NOTHING) for g in inside if g.node not in covered]
         for region in found:
             own = _own(region, reading)
-            op = FUNC if func else _op(region, own, everywhere, leave, kernels)
+            op = FUNC if region.output in hidden else _op(region, own, everywhere, leave, kernels)
             edits.append(
                 Edit("fuse", region.find.site, *(("left", op) if isinstance(op, str) else ("put", region.name)))
             )
@@ -98,6 +98,15 @@ def fused(gm: fx.GraphModule, everywhere: bool, leave: str = "") -> Compiled:
             reading.modules[path].recompile()
     reading.forget()
     return Compiled(named(gm), tuple(gates), tuple(edits), kernels)
+
+
+def _transformed(graph: fx.Graph) -> Iterator[fx.Node]:
+    """The nodes between the beginning and the end of a torch.func transform."""
+    depth = 0
+    for node in graph.nodes:
+        depth += transforms(node)
+        if depth:
+            yield node
 
 
 def _own(region: Region, reading: Reading) -> Region:
