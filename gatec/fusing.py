@@ -78,6 +78,8 @@ def _put(program: Program, path: str, fusion: Fusion, steps: list[Callable[[], A
             module, graph_copy(captured), call, root=program.model, graph_of=lambda p: program.graph_of(join(path, p))
         )
     drift, probe = installed(program, path, module, fusion, steps, twins)
+    if probe is not None and drift is not None and not drift <= probe.rounding:
+        raise Refused(f"fused, its output would move by {drift:.1e}")
     return Edit("fuse", path, "put", "" if probe else "not measured alone", drift, probe.note if probe else "")
 
 

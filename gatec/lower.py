@@ -112,15 +112,13 @@ def aside() -> Iterator[None]:
 
 def kernel_for(region: Region) -> tuple[Kernel, Derived]:
     """The region's generated source, forward and backward; equal regions share one."""
-    function = region.function()
-    forms = tuple((x.dtype, tuple(x.shape)) for x in region.examples)
-    key = (region.name, str(function.__self__.code), forms)  # type: ignore[attr-defined]  # a GraphModule's
-    with aside():
-        _same_types(region)
-        if key not in _KERNELS:
-            derived = derive(function, region.examples)
-            origin = f"{region.find.site or 'the model'} ({region.find.where})" if region.find.where else region.name
-            _KERNELS[key] = render(region.name, origin, derived.forward, derived.backward), derived
+    key = region.key
+    if key not in _KERNELS:
+        with aside():
+            _same_types(region)
+            derived = derive(region.function(), region.examples)
+        origin = f"{region.find.site or 'the model'} ({region.find.where})" if region.find.where else region.name
+        _KERNELS[key] = render(region.name, origin, derived.forward, derived.backward), derived
     return _KERNELS[key]
 
 

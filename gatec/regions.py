@@ -53,11 +53,29 @@ class Region:
     def examples(self) -> list[Tensor]:
         return [n.meta["val"] for n in self.inputs]
 
+    @property
+    def operands(self) -> list[str]:
+        """The inputs' names, numbered among themselves and not in the whole graph: every layer's region reads alike."""
+        names = [re.sub(r"_\d+$", "", n.name) or "x" for n in self.inputs]
+        before = [names[:i].count(name) for i, name in enumerate(names)]
+        return [f"{name}_{n}" if n else name for name, n in zip(names, before, strict=True)]
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """Equal for regions that compute the same from operands of the same dtypes and sizes."""
+        number = {n: i for i, n in enumerate((*self.inputs, *self.nodes))}
+        computed = [
+            repr((n.target, fx.node.map_arg((n.args, n.kwargs), lambda a: f"%{number[a]}"))) for n in self.nodes
+        ]
+        values = [n.meta.get("val") for n in number]
+        forms = [(v.dtype, tuple(v.shape)) if isinstance(v, Tensor) else v for v in values]
+        return self.name, tuple(computed), tuple(forms)
+
     def graph(self) -> fx.Graph:
         """The region by itself: a graph of its inputs, without the module around it."""
         graph, env = fx.Graph(), {}
-        for node in self.inputs:
-            env[node] = graph.placeholder(node.name)
+        for node, name in zip(self.inputs, self.operands, strict=True):
+            env[node] = graph.placeholder(name)
         for node in self.nodes:
             env[node] = graph.node_copy(node, lambda n: env[n])
         graph.output(env[self.output])

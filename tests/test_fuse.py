@@ -1,6 +1,7 @@
 """Fusing changes nothing but speed: same values, same gradients, same file names, readable sources."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -147,3 +148,12 @@ def test_a_result_has_one_layout_on_every_device():
         assert out.stride() == op(x.to("meta"), torch.randn(2, 3, 8, device="meta")).stride()
         assert out.stride() == torch.empty_like(x).stride()
     torch.library.opcheck(op, (torch.randn(2, 3, 8).requires_grad_(), torch.randn(3, 8).requires_grad_()))
+
+
+def test_a_fused_form_that_moves_the_output_is_not_installed(monkeypatch):
+    monkeypatch.setattr(gatec.lower, "op_for", lambda kernel, derived, region: torch.sub)
+    model = Block(GATES["swiglu"][0])
+    fused = gatec.fuse(model, X, everywhere=True)
+    (edit,) = gatec.report(fused).edits
+    assert edit.verdict == "left" and re.fullmatch(r"fused, its output would move by \d.\de[+-]\d\d", edit.why)
+    assert type(fused) is Block and torch.equal(fused(X), model(X))

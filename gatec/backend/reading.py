@@ -70,7 +70,7 @@ class Reading:
         self.modules[path] = module
         env: dict[fx.Node, fx.Node] = {}
         for node in module.graph.nodes:
-            new = env[node] = graph.node_copy(node, env.__getitem__)
+            new = env[node] = self._copied(node, graph, env)
             new.meta = {"where": next((place for place, _ in reversed(frames(node))), "")}
             example = _attribute(module, node) if node.op == "get_attr" else node.meta.get("example_value")
             if node.op != "output":
@@ -79,6 +79,11 @@ class Reading:
         self.canon.sweep(path, graph, self._inputs(path, graph, operands))
         for node in graph.nodes:
             self._bodies(path, module, node)
+
+    def _copied(self, node: fx.Node, graph: fx.Graph, env: dict[fx.Node, fx.Node]) -> fx.Node:
+        """A node as it is, an input by the last part of its name: that is how it is called in a kernel."""
+        last = re.findall(r"[A-Za-z_]\w*", self.named(_source(node)))[-1:] if node.op == "placeholder" else []
+        return graph.placeholder(last[0]) if last else graph.node_copy(node, env.__getitem__)
 
     def _inputs(self, path: str, graph: fx.Graph, operands: list[tuple[Term, Any]] | None) -> list[Term]:
         holes = graph.find_nodes(op="placeholder")
