@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import operator
 import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterable
@@ -30,7 +29,6 @@ POINTWISE = {
     "relu6", "hardtanh", "positive", "logical_and", "logical_or", "logical_not",
 }  # fmt: skip
 HELPERS = {"dtype", "device"}
-MODES = fx.node._side_effectful_functions - {operator.setitem}
 
 
 @dataclass(frozen=True)
@@ -176,13 +174,15 @@ def _written(node: fx.Node, module: nn.Module) -> set[int] | None:
         return _memory(t for t in targets if isinstance(t, fx.Node))
     if node.op == "call_method" or node.target is hold:
         return set()
-    if node.target in MODES or transforms(node):
+    if node.target in fx.node._side_effectful_functions or transforms(node):
         return None
     return set() if _computes(node.target) else _memory(node.all_input_nodes)
 
 
 def _computes(target: Any) -> bool:
-    """An operator, or a function of torch's own or Python's: with no "in place" about it, it only computes."""
+    """Whether something called with no "in place" about it only computes: operators that say so, torch's and Python's own."""
+    if isinstance(target, torch._ops.OpOverloadPacket):
+        return not any(getattr(target, name)._schema.is_mutable for name in target.overloads())
     own = str(getattr(target, "__module__", None) or "").split(".")[0] in ("torch", "_operator", "math", "builtins", "")
     return isinstance(target, torch._ops.OpOverload) or (own and not isinstance(target, torch._ops.HigherOrderOperator))
 

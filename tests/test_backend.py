@@ -233,11 +233,33 @@ def half_in_autocast(m, x):
     return gate * m.b(x)
 
 
-@pytest.mark.parametrize("expression", [written_between, without_gradient, half_in_autocast])
+@torch.library.custom_op("gatec_tests::bump", mutates_args={"x"})
+def bump(x: torch.Tensor) -> None:
+    x.add_(1)
+
+
+def written_by_an_operator(m, x):
+    x = x.detach() * 2
+    gate = torch.sigmoid(2 * x)
+    torch.ops.gatec_tests.bump(x)
+    return gate * m.a(x)
+
+
+@pytest.mark.parametrize("expression", [written_between, written_by_an_operator, without_gradient, half_in_autocast])
 def test_nothing_moves_past_a_write_or_a_mode(expression):
     model = Block(expression)
     same_training(model, compile_(model, **EVERYWHERE), X)
     assert "glu" in [g.kind for g in gatec.backend.report().gates]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # of TwoTensor
+def test_a_tensor_with_operators_of_its_own_keeps_them():
+    from torch.testing._internal.two_tensor import TwoTensor
+
+    model = Block(GATES["swiglu"][0])
+    found = compile_(model, **BOTH)(TwoTensor(X, 2 * X))
+    assert distance(found.a, model(X)) < 1e-6 and distance(found.b, model(2 * X)) < 1e-6
+    assert said() == [("left", "an operand is a TwoTensor, which has operators of its own")]
 
 
 def test_inside_a_function_transform_nothing_is_fused():

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from gatec.backend.reading import Reading, frames, shape_seen
 from gatec.errors import GatecError
@@ -86,14 +87,14 @@ def fused(gm: fx.GraphModule, everywhere: bool, leave: str = "") -> Compiled:
         for region in found:
             own = _own(region, reading)
             op = FUNC if region.output in hidden else _op(region, own, everywhere, leave, kernels)
-            edits.append(
-                Edit("fuse", region.find.site, *(("left", op) if isinstance(op, str) else ("put", region.name)))
-            )
-            if not isinstance(op, str):
+            if isinstance(op, str):
+                edits.append(Edit("fuse", region.find.site, "left", op))
+            else:
+                edits.append(Edit("fuse", region.find.site, "put", region.name))
                 chosen[path].append((own, op))
     for path, regions in chosen.items():
-        placed(reading.modules[path].graph, regions)
         if regions:
+            placed(reading.modules[path].graph, regions)
             reading.modules[path].graph.lint()
             reading.modules[path].recompile()
     reading.forget()
@@ -117,11 +118,15 @@ def _own(region: Region, reading: Reading) -> Region:
 
 def _op(region: Region, own: Region, everywhere: bool, leave: str, kernels: dict[str, Kernel]) -> Any:
     """The op that computes a region here, or why it stays as it is; its kernel is generated either way."""
+    operands = [n.meta["example_value"] for n in own.inputs]
+    odd = [type(x).__name__ for x in operands if x.layout != torch.strided or is_traceable_wrapper_subclass(x)]
+    if odd:
+        return f"an operand is a {odd[0]}, which has operators of its own"
     try:
         kernel, derived = kernel_for(region)
     except GatecError as e:
         return f"{e.wanted}: {e.found}"
     kernels[unused(region.name, kernel, kernels)] = kernel
-    if not everywhere and (leave or not any(n.meta["example_value"].is_cuda for n in own.inputs)):
+    if not everywhere and (leave or not any(x.is_cuda for x in operands)):
         return leave or EAGER
     return op_for(kernel, derived, region)
