@@ -11,6 +11,7 @@ from gatec.vision import torchvision_loads  # noqa: E402 isort: skip
 torchvision_loads()  # timm and transformers import torchvision, whose C++ operators a CPU build of torch cannot load
 
 from gatec import places  # noqa: E402
+from gatec.backend import backend  # noqa: E402
 from gatec.catalog import gates  # noqa: E402
 from gatec.census import Census, scan  # noqa: E402
 from gatec.compaction import compact  # noqa: E402
@@ -32,7 +33,7 @@ __version__ = "0.1.0"
 __all__ = [  # noqa: RUF022 - in the order in which a reader meets them
     # what a user calls
     "scan", "why", "convert", "convert_", "fuse", "fuse_", "compact", "export", "save", "load", "report", "gates",
-    "kernels_of", "gate_parameters",
+    "kernels_of", "gate_parameters", "backend",
     # what comes back
     "Census", "Edit", "GatecError", "Refused", "Report",
     # what a pass is made of

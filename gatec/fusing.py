@@ -22,7 +22,6 @@ from gatec.trail import note
 from gatec.verify import distance, forward
 
 Model = TypeVar("Model", bound=nn.Module)
-EAGER = "eager: on a CPU the region runs as its own graph; its kernel is generated, see kernels_of"
 
 
 def fuse(model: Model, inputs: Any = None, *, everywhere: bool = False) -> Model:
@@ -54,31 +53,34 @@ def _unit(
     program: Program, path: str, everywhere: bool, kernels: dict[str, Kernel], undo: list[Any], twins: Any
 ) -> list[Edit]:
     """Fuse one module if its device has kernels; its sources are generated either way."""
-    module, call, fusion = program.module(path), program.calls[path][0], Fusion(everywhere)
+    module, fusion = program.module(path), Fusion(everywhere)
     steps: list[Callable[[], Any]] = []
     unit = unit_of(module)
     if unit is not None and any(r.name == "fuse" for r in unit.rewrites):
         return [Edit("fuse", path, "left", "it is fused already")]
-    captured = program.graph_of(path)
     try:
-        if captured is None:
-            raise Refused("it was not captured")
-        trial = graph_copy(captured)
-        fusion(module, trial, call, graph_of=lambda p: program.graph_of(join(path, p)))
-        kernels.update({f"{path or 'model'}.{n}": k for n, k in fusion.kernels.items()})
-        left = [Edit("fuse", path, "left", why) for why in fusion.left.values()]
-        if not fusion.put:
-            return left or [
-                Edit(
-                    "fuse", path, "left", EAGER if fusion.kernels else "no two pointwise nodes to fuse around its gate"
-                )
-            ]
-        drift, probe = installed(program, path, module, Fusion(everywhere), steps, twins)
+        put = _put(program, path, fusion, steps, twins)
     except Refused as e:
         back(steps)
-        return [Edit("fuse", path, "left", str(e))]
+        put = Edit("fuse", path, "left", str(e))
     undo.extend(steps)
-    return [Edit("fuse", path, "put", "" if probe else "not measured alone", drift, probe.note if probe else "")]
+    kernels.update({f"{path or 'model'}.{n}": k for n, k in fusion.kernels.items()})
+    others = [Edit("fuse", path, "left", why) for why in fusion.left.values() if why != put.why]
+    return [put, *others]
+
+
+def _put(program: Program, path: str, fusion: Fusion, steps: list[Callable[[], Any]], twins: Any) -> Edit:
+    module, call, captured = program.module(path), program.calls[path][0], program.graph_of(path)
+    if captured is None:
+        raise Refused("it was not captured")
+    if not fusion.here(call):
+        fusion(
+            module, graph_copy(captured), call, root=program.model, graph_of=lambda p: program.graph_of(join(path, p))
+        )
+    drift, probe = installed(program, path, module, fusion, steps, twins)
+    if probe is not None and drift is not None and not drift <= probe.rounding:
+        raise Refused(f"fused, its output would move by {drift:.1e}")
+    return Edit("fuse", path, "put", "" if probe else "not measured alone", drift, probe.note if probe else "")
 
 
 def kernels_of(model: nn.Module) -> dict[str, Kernel]:

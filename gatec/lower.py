@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._guards import tracing
 
 from gatec.capture import Call
 from gatec.capture.structure import flatten
 from gatec.derive import Derived, derive
 from gatec.dispatch import choice
-from gatec.errors import GatecError
+from gatec.errors import GatecError, Refused
 from gatec.kernel import Kernel
 from gatec.kernels.pointwise import render
 from gatec.onnx import register_decomposition
 from gatec.regions import Region, regions
 from gatec.rewrite import children_of, copied
-from gatec.site import Site
 from gatec.tidy import examples
 
 LIBRARY = torch.library.Library("gatec", "FRAGMENT")
 _OPS: dict[str, Any] = {}
 _KERNELS: dict[Any, tuple[Kernel, Derived]] = {}
+Lowered = tuple[Region, Kernel, Derived]
+
+
+EAGER = "eager: on a CPU the region runs as its own graph; its kernel is generated, see kernels_of"
+NOTHING = "no two pointwise nodes to fuse around its gate"
 
 
 @dataclass
@@ -40,88 +46,154 @@ class Fusion:
     added: dict[str, str] = field(default_factory=dict)
     only_fuses: bool = True
     name: str = "fuse"
-    put: int = 0
 
-    def __call__(
-        self, module: nn.Module, graph: fx.Graph, call: Call, *, graph_of: Any = None, **_: Any
-    ) -> Site | None:
-        examples(module, graph)
-        graph_of = graph_of or children_of(module, graph)
-        here = self.everywhere or any(
-            isinstance(t, Tensor) and t.is_cuda for t in flatten(call.args, call.kwargs).leaves
-        )
-        moved: dict[fx.Node, fx.Node] = {}
-        for found in regions(module, graph, graph_of):
-            region = replace(found, inputs=tuple(moved.get(n, n) for n in found.inputs))
+    def here(self, call: Call) -> bool:
+        """Whether a call's device is one on which ops are put."""
+        leaves = flatten(call.args, call.kwargs).leaves
+        return self.everywhere or any(isinstance(t, Tensor) and t.is_cuda for t in leaves)
+
+    def derived(self, found: Iterable[Region]) -> list[Lowered]:
+        """Each region with its kernel; `left` says which have none."""
+        lowered = []
+        for region in found:
             try:
                 kernel, derived = kernel_for(region)
             except GatecError as e:
                 self.left[region.name] = str(e.wanted)
                 continue
-            self.kernels[_free(region.name, kernel, self.kernels)] = kernel
-            if here:
-                moved[region.output] = _replaced(graph, region, op_for(kernel, derived, region.function()))
-                self.put += 1
-        graph.lint()
-        return None
+            self.kernels[unused(region.name, kernel, self.kernels)] = kernel
+            lowered.append((region, kernel, derived))
+        return lowered
+
+    def __call__(
+        self, module: nn.Module, graph: fx.Graph, call: Call, *, root: nn.Module | None = None, graph_of: Any = None,
+        **_: Any,
+    ) -> None:  # fmt: skip
+        """Rewrite `graph`; a first time (`root` is given) that there is nothing to do is a refusal."""
+        examples(module, graph)
+        lowered = self.derived(regions(module, graph, graph_of or children_of(module, graph)))
+        if self.here(call):
+            placed(graph, ((region, op_for(kernel, derived, region)) for region, kernel, derived in lowered))
+            graph.lint()
+        if root is not None and not (lowered and self.here(call)):
+            raise Refused(next(iter(self.left.values()), EAGER if lowered else NOTHING))
 
     def born(self, site: Any) -> None:
         """A fusion adds nothing."""
 
 
-def _free(name: str, kernel: Kernel, taken: dict[str, Kernel]) -> str:
+def unused(name: str, kernel: Kernel, taken: dict[str, Kernel]) -> str:
+    """The name, numbered where another kernel has it."""
     number, free = 2, name
     while taken.get(free, kernel) != kernel:
         free, number = f"{name}_{number}", number + 1
     return free
 
 
-def _replaced(graph: fx.Graph, region: Region, op: Callable[..., Tensor]) -> fx.Node:
-    with graph.inserting_before(region.output):
-        new = graph.call_function(op, region.inputs)
-    new.meta = dict(region.output.meta)
-    region.output.replace_all_uses_with(new)
-    for node in reversed(region.nodes):
-        graph.erase_node(node)
-    return new
+def placed(graph: fx.Graph, chosen: Iterable[tuple[Region, Callable[..., Tensor]]]) -> None:
+    """Put an op in the place of each region, whose nodes are the graph's own."""
+    moved: dict[fx.Node, fx.Node] = {}
+    for region, op in chosen:
+        with graph.inserting_before(region.output):
+            new = graph.call_function(op, tuple(moved.get(n, n) for n in region.inputs))
+        new.meta = dict(region.output.meta)
+        region.output.replace_all_uses_with(new)
+        moved[region.output] = new
+        for node in reversed(region.nodes):
+            graph.erase_node(node)
+
+
+@contextmanager
+def aside() -> Iterator[None]:
+    """Trace a region for itself: whatever the caller is in the middle of (autocast, no_grad, Dynamo) stays out of it."""
+    with tracing(None), torch.inference_mode(False), torch.enable_grad(), torch._C._DisableAutocast():
+        yield
 
 
 def kernel_for(region: Region) -> tuple[Kernel, Derived]:
     """The region's generated source, forward and backward; equal regions share one."""
-    function = region.function()
-    forms = tuple((x.dtype, tuple(x.shape)) for x in region.examples)
-    key = (region.name, str(function.__self__.code), forms)  # type: ignore[attr-defined]  # a GraphModule's
+    key = region.key
     if key not in _KERNELS:
-        derived = derive(function, region.examples)
+        with aside():
+            _same_types(region)
+            derived = derive(region.function(), region.examples)
         origin = f"{region.find.site or 'the model'} ({region.find.where})" if region.find.where else region.name
         _KERNELS[key] = render(region.name, origin, derived.forward, derived.backward), derived
     return _KERNELS[key]
 
 
+def _same_types(region: Region) -> None:
+    """Refuse a region whose dtypes come from autocast: outside it, its op would compute something else."""
+    alone = fx.Interpreter(fx.GraphModule(nn.Module(), region.graph()), garbage_collect_values=False)
+    alone.run(*(torch.empty_like(x, device="meta") for x in region.examples))
+    found = [v for n, v in alone.env.items() if n.op not in ("placeholder", "output")]
+    for node, value in zip(region.nodes, found, strict=True):
+        wanted = node.meta.get("val")
+        if isinstance(wanted, Tensor) and value.dtype != wanted.dtype:
+            raise GatecError(
+                "a region that computes the same dtypes without autocast",
+                found=f"{wanted.dtype} for {value.dtype} of {node.name}",
+                where=region.find.where,
+            )
+
+
 # -- one op per kernel ------------------------------------------------------------------------------------------------
 
 
-def op_for(kernel: Kernel, derived: Derived, eager: Callable[..., Tensor]) -> Any:
-    """torch.ops.gatec.NAME_KEY: eager body, fake, autograd, CUDA dispatch and an ONNX decomposition."""
+def op_for(kernel: Kernel, derived: Derived, region: Region) -> Any:
+    """torch.ops.gatec.NAME_KEY: eager body, fake, autograd, CUDA dispatch and an ONNX decomposition.
+
+    The name holds a hash of the kernel's source, so that it means the same in every process: caches may keep it.
+    """
     name = f"{kernel.name}_{kernel.key}"
     if name in _OPS:
         return _OPS[name]
+    eager = region.function()
     names = [n.name for n in derived.forward.nodes if n.op == "placeholder"]
     operands = ", ".join(f"Tensor {n}" for n in names)
     LIBRARY.define(f"{name}({operands}) -> Tensor")
     LIBRARY.define(f"{name}_backward(Tensor grad, {operands}) -> Tensor[]")
     pull = _pull(derived)
-    for suffix, body, launch in (("", eager, kernel.forward), ("_backward", pull, _gradients(kernel))):
-        LIBRARY.impl(f"{name}{suffix}", body, "CompositeExplicitAutograd")
-        LIBRARY.impl(f"{name}{suffix}", _dispatched(name, suffix or "forward", body, launch), "CUDA")
+    for suffix, body, launch, lay in (
+        ("", eager, kernel.forward, _laid_out),
+        ("_backward", pull, _gradients(kernel), _laid_like),
+    ):
+        choose = _dispatched(name, suffix or "forward", body, launch)
+        LIBRARY.impl(f"{name}{suffix}", _ending(body, lay), "CompositeExplicitAutograd")
+        LIBRARY.impl(f"{name}{suffix}", _ending(choose, lay), "CUDA")
     op = getattr(torch.ops.gatec, name).default
     back = getattr(torch.ops.gatec, f"{name}_backward").default
-    torch.library.register_fake(op, lambda *xs: eager(*xs))
+    torch.library.register_fake(op, _ending(eager, _laid_out))
     torch.library.register_fake(back, lambda grad, *xs: [torch.empty_like(x) for x in xs if x.is_floating_point()])
     torch.library.register_autograd(op, _backward(back), setup_context=_save)
     register_decomposition(op, eager)
     _OPS[name] = op
     return op
+
+
+def _ending(body: Callable[..., Any], lay: Callable[..., Any]) -> Callable[..., Any]:
+    """`body`, its results in the memory layout that `lay` promises: the same on every device and in a trace."""
+    return lambda *tensors: lay(body(*tensors), tensors)
+
+
+def _laid_out(out: Tensor, tensors: tuple[Tensor, ...]) -> Tensor:
+    """Like the first operand of its shape, which is how a kernel writes it."""
+    like = next((x for x in tensors if x.shape == out.shape), None)
+    if like is None:
+        return out.contiguous()
+    return _strided(out, torch.empty_like(like, dtype=out.dtype, device="meta"))
+
+
+def _laid_like(grads: list[Tensor], tensors: tuple[Tensor, ...]) -> list[Tensor]:
+    """Each gradient like its operand."""
+    floats = [x for x in tensors[1:] if x.is_floating_point()]
+    return [_strided(g, torch.empty_like(x, device="meta")) for g, x in zip(grads, floats, strict=True)]
+
+
+def _strided(value: Tensor, like: Tensor) -> Tensor:
+    if value.stride() == like.stride():
+        return value
+    return torch.empty_strided(like.shape, like.stride(), dtype=value.dtype, device=value.device).copy_(value)
 
 
 def _save(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -130,8 +202,9 @@ def _save(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
 
 def _backward(back: Any) -> Callable[..., tuple[Tensor | None, ...]]:
     def pull(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        found = iter(back(grad, *ctx.saved_tensors))
-        return tuple(next(found) if x.is_floating_point() else None for x in ctx.saved_tensors)
+        operands = ctx.saved_tensors  # a checkpoint hands them over once
+        found = iter(back(grad, *operands))
+        return tuple(next(found) if x.is_floating_point() else None for x in operands)
 
     return pull
 

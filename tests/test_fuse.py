@@ -1,12 +1,16 @@
 """Fusing changes nothing but speed: same values, same gradients, same file names, readable sources."""
 
 import copy
+import re
 
 import pytest
 import torch
 from test_recognise import GATES, Block, X
 
 import gatec
+from gatec.capture import Call, trace
+from gatec.lower import kernel_for, op_for
+from gatec.regions import regions
 from gatec.verify import distance
 
 ONE_OPERATION = ("bilinear", "F.glu")  # one launch already: nothing to fuse
@@ -82,3 +86,74 @@ def test_torch_compile_sees_through_a_fused_model():
 def test_onnx_sees_no_op_of_ours(tmp_path):
     fused = gatec.fuse(Block(GATES["swiglu"][0]).eval(), X, everywhere=True)
     assert "Sigmoid" in str(gatec.export(fused, tmp_path / "m.onnx", X))
+
+
+class Overwrites(torch.nn.Module):
+    """Writes to what a gate was computed from, before the gate is used."""
+
+    def __init__(self, how) -> None:
+        super().__init__()
+        self.a, self.b, self.how = torch.nn.Linear(8, 8), torch.nn.Linear(8, 8), how
+        self.relu = torch.nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        h = self.a(x)
+        gate = torch.sigmoid(2 * h)
+        h = self.how(self, h)
+        return gate * self.b(h)
+
+
+def added(m, h):
+    h += 1
+    return h
+
+
+def filled(m, h):
+    h[..., 0] = 3
+    return h
+
+
+@pytest.mark.parametrize("how", [added, filled, lambda m, h: m.relu(h), lambda m, h: h.view(-1).mul_(2).view(h.shape)])
+def test_nothing_moves_past_a_write(how):
+    model = Overwrites(how)
+    fused = gatec.fuse(model, X, everywhere=True)
+    with torch.no_grad():
+        assert torch.equal(fused(X), model(X)), gatec.report(fused)
+
+
+def test_a_region_whose_dtypes_come_from_outside_is_refused():
+    region = a_region(torch.float32)
+    assert kernel_for(region)[0].name == "glu_silu"
+    region.nodes[0].meta["val"] = torch.empty(2, 3, 8, dtype=torch.bfloat16)
+    with pytest.raises(gatec.GatecError) as error:
+        kernel_for(region)
+    assert str(error.value).startswith(
+        "gatec: a region that computes the same dtypes without autocast\n"
+        "  found torch.bfloat16 for torch.float32 of silu\n"
+    )
+
+
+def a_region(dtype):
+    model = Block(GATES["swiglu"][0]).to(dtype)
+    graph = trace(model, Block.forward, Call((X.to(dtype),), {})).graph
+    (region,) = regions(model, graph, lambda path: None)
+    return region
+
+
+def test_a_result_has_one_layout_on_every_device():
+    kernel, derived = kernel_for(region := a_region(torch.float32))
+    op = op_for(kernel, derived, region)
+    for x in (torch.randn(3, 2, 8).transpose(0, 1), torch.randn(2, 3, 16)[..., ::2], torch.randn(2, 8, 3).mT):
+        out = op(x, torch.randn(2, 3, 8))
+        assert out.stride() == op(x.to("meta"), torch.randn(2, 3, 8, device="meta")).stride()
+        assert out.stride() == torch.empty_like(x).stride()
+    torch.library.opcheck(op, (torch.randn(2, 3, 8).requires_grad_(), torch.randn(3, 8).requires_grad_()))
+
+
+def test_a_fused_form_that_moves_the_output_is_not_installed(monkeypatch):
+    monkeypatch.setattr(gatec.lower, "op_for", lambda kernel, derived, region: torch.sub)
+    model = Block(GATES["swiglu"][0])
+    fused = gatec.fuse(model, X, everywhere=True)
+    (edit,) = gatec.report(fused).edits
+    assert edit.verdict == "left" and re.fullmatch(r"fused, its output would move by \d.\de[+-]\d\d", edit.why)
+    assert type(fused) is Block and torch.equal(fused(X), model(X))

@@ -2,7 +2,9 @@
 
 import re
 import shlex
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from typer.testing import CliRunner
@@ -52,9 +54,10 @@ CONSOLE = [
 @pytest.mark.parametrize("blocks", [b for _, b in PYTHON], ids=[title for title, _ in PYTHON])
 def test_python_runs(blocks, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    namespace = {"__name__": "readme"}
+    module = ModuleType("readme")
+    monkeypatch.setitem(sys.modules, "readme", module)  # Dynamo imports the module that a function comes from
     for block in blocks:
-        exec(compile(block, str(README), "exec"), namespace)
+        exec(compile(block, str(README), "exec"), vars(module))
 
 
 @pytest.mark.parametrize("arguments, output", CONSOLE)

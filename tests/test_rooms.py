@@ -21,7 +21,7 @@ ROWS = [row.split() for row in [
     "catalog onnx report history shrink trail",
     "lower",
     "pipeline",
-    "census compaction fusing",
+    "backend census compaction fusing",
     "gatec",
     "passes",
     "screen tiny",
