@@ -1,0 +1,152 @@
+// The rows of the tree. A row stands for one module or for several equal ones; what is below is made when it is opened.
+
+const CHUNK = 300; // rows made at once
+const MARKS = { put: "+", left: "\u2013", near: "\u2248" };
+
+/** An element; text is only ever set as text. */
+function make(tag, name, text, more = {}) {
+  const element = document.createElement(tag);
+  if (name) element.className = name;
+  if (text !== undefined) element.textContent = text;
+  for (const [key, value] of Object.entries(more)) element.setAttribute(key, value);
+  return element;
+}
+
+const KINDS = [...new Set(census.gates.map((g) => g.kind))].sort();
+
+/** Kinds lie evenly on the circle of hues. */
+function coloured(element, kind) {
+  element.style.setProperty("--hue", String(25 + (360 * KINDS.indexOf(kind)) / Math.max(KINDS.length, 1)));
+  return element;
+}
+
+function row(members, under) {
+  const m = members[0];
+  const item = make("li");
+  const line = make("div", "row");
+  item.append(line);
+  const node = { item, line, members, list: null, apart: false };
+  item.node = node;
+  const openable = visible(m).length > 0;
+  const twist = make("button", "twist", "", { tabindex: "-1", "aria-hidden": "true" });
+  twist.disabled = !openable;
+  const name = make("button", "name", label(members, under));
+  name.dataset.path = m.path;
+  if (openable) line.setAttribute("aria-expanded", "false"), name.setAttribute("aria-expanded", "false");
+  twist.onclick = () => toggle(node);
+  name.onclick = () => (showModule(members, line), line.getAttribute("aria-expanded") === "false" && toggle(node));
+  line.append(twist, name, make("span", "class", m.entry.class));
+  if (members.length > 1) line.append(times(node));
+  line.append(...chips(members), ...reasons(members), ...summary(members));
+  line.append(make("span", "size", m.entry.all ? short(m.entry.all * members.length) : "", { title: "parameters" }));
+  if (!m.hit) line.classList.add("passed");
+  return item;
+}
+
+/** Last parts of the paths; under several unfolded parents the whole path tells them apart. */
+function label(members, under) {
+  const names = [...new Set(members.map((m) => m.name))];
+  if (under === "path") return members[0].path;
+  return names.length > 1 ? span(names.map(Number).sort((a, b) => a - b)) : names[0] || "(model)";
+}
+
+function times(node) {
+  const n = node.members.length;
+  const button = make("button", "times", `\u00d7${n}`, { "aria-pressed": "false", title: `show the ${n} equal modules one by one` });
+  button.onclick = () => {
+    node.apart = !node.apart;
+    button.setAttribute("aria-pressed", String(node.apart));
+    if (node.list) node.list.remove();
+    node.list = null;
+    expand(node);
+  };
+  return button;
+}
+
+function chips(members) {
+  return members[0].chips.map((chip, k) => {
+    const all = members.map((m) => m.chips[k]);
+    const many = all.length > 1 ? ` \u00d7${all.length}` : "";
+    const { kind, signal, pass, verdict, why } = chip.data;
+    const button = chip.type === "gate"
+      ? coloured(make("button", "chip gate", `${kind} \u00b7 ${signal}${many}`, { title: chip.data.equation || kind }), kind)
+      : make("button", `chip place ${verdict}`, `${MARKS[verdict]} ${pass}${many}`, { title: `${verdict}: ${why}` });
+    button.dataset.key = legendKey(chip);
+    button.classList.toggle("dimmed", chosen.size > 0 && !chosen.has(legendKey(chip)));
+    button.onclick = () => showChip(all, button);
+    return button;
+  });
+}
+
+function reasons(members) {
+  return members[0].missed.slice(0, 1).map((x) => {
+    const button = make("button", "reason", `not captured: ${x.why}`, { title: x.why });
+    button.onclick = () => showModule(members, button);
+    return button;
+  });
+}
+
+/** What is below a row that is closed, as dots. */
+function summary(members) {
+  const box = make("span", "below");
+  for (const [key, n] of below(members[0])) {
+    const [type, group, verdict] = key.split(" ");
+    if (type === "place" && verdict !== "put") continue;
+    const total = n * members.length;
+    const dot = make("span", `dot ${type}`, type === "place" ? `+ ${group} ${total}` : `${total}`);
+    dot.title = type === "missed" ? `${total} not captured` : type === "gate" ? `${total} ${group}` : `${total} places for ${group}`;
+    box.append(type === "gate" ? coloured(dot, group) : dot);
+  }
+  return box.childElementCount ? [box] : [];
+}
+
+// -- opening and closing ---------------------------------------------------------------------------------------------
+
+function toggle(node) {
+  if (node.line.getAttribute("aria-expanded") === "true") collapse(node);
+  else expand(node);
+}
+
+function expand(node) {
+  node.list ??= node.item.appendChild(make("ul"));
+  if (!node.list.childElementCount) {
+    const parts = node.apart ? node.members.map((m) => [m]) : groups(node.members);
+    const under = node.apart && new Set(node.members.map((m) => m.parent)).size > 1 ? "path" : "";
+    fill(node.list, parts, under);
+  }
+  node.list.hidden = false;
+  mark(node, "true");
+}
+
+function collapse(node) {
+  if (node.list) node.list.hidden = true;
+  mark(node, "false");
+}
+
+function mark(node, open) {
+  node.line.setAttribute("aria-expanded", open);
+  node.line.querySelector(".name").setAttribute("aria-expanded", open);
+}
+
+function fill(list, parts, under, from = 0) {
+  list.append(...parts.slice(from, from + CHUNK).map((members) => row(members, under)));
+  if (from + CHUNK >= parts.length) return;
+  const item = make("li");
+  const more = make("button", "more", `${parts.length - from - CHUNK} more`);
+  more.onclick = () => (item.remove(), fill(list, parts, under, from + CHUNK));
+  item.append(more);
+  list.append(item);
+}
+
+/** Open rows, the outer ones first, while they lead to something and the page stays short. */
+function unroll(root, budget, wanted) {
+  const waiting = [root];
+  for (let shown = 1; waiting.length && shown < budget; ) {
+    const node = waiting.shift();
+    if (!wanted(node.members[0])) continue;
+    expand(node);
+    const next = [...node.list.children].map((item) => item.node).filter(Boolean);
+    shown += next.length;
+    waiting.push(...next);
+  }
+}
