@@ -44,7 +44,13 @@ class Find:
 
     def data(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        return {"kind": self.kind, "signal": self.signal, "site": self.site, "where": self.where, "shape": list(self.shape)}
+        return {
+            "kind": self.kind,
+            "signal": self.signal,
+            "site": self.site,
+            "where": self.where,
+            "shape": list(self.shape),
+        }
 
     def __str__(self) -> str:
         size = "x".join(map(str, self.shape))

@@ -68,7 +68,7 @@ class Census:
         }
 
     def json(self) -> str:
-        """Everything as JSON, one entry a line where a reader would want it; equal models give equal text."""
+        """Everything as JSON; equal models give equal text."""
         return json.dumps(self.data(), indent=1) + "\n"
 
     def html(self) -> str:
@@ -81,7 +81,7 @@ class Census:
     def __rich__(self) -> Group:
         total = self.totals
         heading = f"{self.model}: {total['gates']} gates, {total['put']} places for more"
-        heading += f", {total['missed']} modules not captured" if total["missed"] else ""
+        heading += f", {total['missed']} not captured" if total["missed"] else ""
         return tables(heading, self.gates, self.places, self.missed)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 Row = tuple[str, ...]
+Shape = tuple[str | None, ...]  # the parts of a path, None for an index
 HERE = "\0"  # stands for the path itself in the text that a group shares
 
 
@@ -26,16 +27,16 @@ def is_name(path: str) -> bool:
 
 def folded(paths: Iterable[str]) -> list[tuple[str, int]]:
     """Each folded path with the number of paths that it stands for; together exactly `paths`."""
-    shapes: dict[Row, list[tuple[int, ...]]] = {}
+    shapes: dict[Shape, list[tuple[int, ...]]] = {}
     for path in paths:
         parts = path.split(".")
-        shape = tuple("" if _is_index(p) else p for p in parts)
+        shape = tuple(None if _is_index(p) else p for p in parts)
         shapes.setdefault(shape, []).append(tuple(int(p) for p in parts if _is_index(p)))
     return [_written(shape, box, numbers) for shape, numbers in shapes.items() for box in _boxes(sorted(set(numbers)))]
 
 
 def span(numbers: Sequence[int]) -> str:
-    """Ascending numbers as runs: 0..31, 0,2..30, 1,5."""
+    """Ascending numbers as runs: 0..31, 0..30:2 for every second one, 1,5."""
     texts, at = [], 0
     while at < len(numbers):
         end = _run(numbers, at)
@@ -44,8 +45,7 @@ def span(numbers: Sequence[int]) -> str:
             end = at + 1
             texts.append(f"{numbers[at]}")
         else:
-            start = f"{numbers[at]}" if step == 1 else f"{numbers[at]},{numbers[at + 1]}"
-            texts.append(f"{start}..{numbers[end - 1]}")
+            texts.append(f"{numbers[at]}..{numbers[end - 1]}" + (f":{step}" if step > 1 else ""))
         at = end
     return ",".join(texts)
 
@@ -73,12 +73,12 @@ def _boxes(numbers: list[tuple[int, ...]]) -> Iterator[list[list[int]]]:
     alike: dict[tuple[tuple[int, ...], ...], list[int]] = {}
     for first, tails in rest.items():
         alike.setdefault(tuple(tails), []).append(first)
-    for tails, firsts in alike.items():
-        for box in _boxes(list(tails)):
+    for shared, firsts in alike.items():
+        for box in _boxes(list(shared)):
             yield [firsts, *box]
 
 
-def _written(shape: Row, box: list[list[int]], numbers: list[tuple[int, ...]]) -> tuple[str, int]:
+def _written(shape: Shape, box: list[list[int]], numbers: list[tuple[int, ...]]) -> tuple[str, int]:
     spans, inside = iter(map(span, box)), [set(firsts) for firsts in box]
-    text = ".".join(part or next(spans) for part in shape)
+    text = ".".join(next(spans) if part is None else part for part in shape)
     return text, sum(all(n in allowed for n, allowed in zip(found, inside, strict=True)) for found in numbers)

@@ -16,12 +16,21 @@ function home(path) {
   return at.get(path) || modules[0];
 }
 
+/** Equal finds at one module are one chip with their number. */
+function hang(chip) {
+  const { chips } = home(chip.data.site);
+  const text = JSON.stringify(chip.data);
+  const same = chips.find((c) => c.type === chip.type && c.text === text);
+  if (same) same.count += 1;
+  else chips.push({ ...chip, text, count: 1 });
+}
+
 for (const m of modules.slice(1)) {
   m.parent = home(m.path.includes(".") ? m.path.slice(0, m.path.lastIndexOf(".")) : "");
   m.parent.children.push(m);
 }
-census.gates.forEach((data) => home(data.site).chips.push({ type: "gate", group: data.kind, data }));
-census.places.forEach((data) => home(data.site).chips.push({ type: "place", group: data.pass, data }));
+census.gates.forEach((data) => hang({ type: "gate", group: data.kind, data }));
+census.places.forEach((data) => hang({ type: "place", group: data.pass, data }));
 census.missed.forEach((data) => home(data.path).missed.push(data));
 
 /** What a chip counts under in the legend. */
@@ -35,7 +44,7 @@ function relative(value, path) {
 
 function chipLikeness(chip, m) {
   const { site, ...rest } = chip.data;
-  return [chip.type, site.slice(m.path.length), relative(rest, m.path)];
+  return [chip.type, chip.count, site.slice(m.path.length), relative(rest, m.path)];
 }
 
 /** Number modules so that equal ones, with all that is below them, have one number. */
@@ -81,7 +90,7 @@ function visible(m) {
   return hits.length || !m.hit ? hits : m.children;
 }
 
-/** Ascending numbers as runs: 0..31, 0,2..30, 1,5. */
+/** Ascending numbers as runs: 0..31, 0..30:2 for every second one, 1,5. */
 function span(numbers) {
   const texts = [];
   for (let i = 0; i < numbers.length; ) {
@@ -91,7 +100,7 @@ function span(numbers) {
     if (end - i < (step === 1 ? 3 : 4)) {
       end = i + 1;
       texts.push(`${numbers[i]}`);
-    } else texts.push(`${step === 1 ? numbers[i] : `${numbers[i]},${numbers[i + 1]}`}..${numbers[end - 1]}`);
+    } else texts.push(`${numbers[i]}..${numbers[end - 1]}${step > 1 ? `:${step}` : ""}`);
     i = end;
   }
   return texts.join(",");
@@ -132,7 +141,7 @@ function below(m) {
   if (!m.below) {
     m.below = new Map();
     for (const c of m.children) {
-      for (const chip of c.chips) add(m.below, legendKey(chip), 1);
+      for (const chip of c.chips) add(m.below, legendKey(chip), chip.count);
       if (c.missed.length) add(m.below, "missed", 1);
       for (const [key, n] of below(c)) add(m.below, key, n);
     }

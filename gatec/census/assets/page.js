@@ -19,12 +19,16 @@ function totals() {
 
 function legend() {
   const counts = new Map();
-  for (const m of modules) for (const chip of m.chips) add(counts, legendKey(chip), 1);
+  for (const m of modules) for (const chip of m.chips) add(counts, legendKey(chip), chip.count);
   const box = document.getElementById("legend");
-  const part = (title, keys) => keys.length && box.append(make("span", "part", title), ...keys.map((k) => entry(k, counts.get(k))));
-  part("gates", [...counts.keys()].filter((k) => k.startsWith("gate ")).sort());
-  part("places", [...counts.keys()].filter((k) => k.startsWith("place ")).sort());
-  if (census.missed.length) part("rest", ["missed"]), counts.set("missed", census.missed.length);
+  const part = (title, type) => {
+    const keys = [...counts.keys()].filter((k) => k.startsWith(type)).sort();
+    if (keys.length) box.append(make("span", "part", title), ...keys.map((k) => entry(k, counts.get(k))));
+  };
+  if (census.missed.length) counts.set("missed", census.missed.length);
+  part("gates", "gate ");
+  part("places", "place ");
+  part("", "missed");
 }
 
 function entry(key, n) {
@@ -32,7 +36,7 @@ function entry(key, n) {
   const words = { gate: group, place: `${MARKS[verdict]} ${group} ${verdict}`, missed: "not captured" }[type];
   const title = { gate: census.kinds[group] || group, place: VERDICTS[verdict] || "", missed: "modules that could not be captured" }[type];
   const button = make("button", `chip ${type} ${verdict || ""}`, words, { "aria-pressed": "false", title, "data-key": key });
-  button.append(make("span", "count", String(n ?? census.missed.length)));
+  button.append(make("span", "count", n.toLocaleString("en")));
   if (type === "gate") coloured(button, group);
   button.onclick = () => {
     if (!chosen.delete(key)) chosen.add(key);
@@ -46,7 +50,7 @@ function draw() {
   const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
   const active = words.length > 0 || chosen.size > 0;
   const hits = filter(words, chosen);
-  const root = row([modules[0]], "");
+  const root = row([modules[0]]);
   tree.replaceChildren(...(hits ? [root] : []));
   document.getElementById("hits").textContent = active ? `${hits.toLocaleString("en")} of ${modules.length.toLocaleString("en")} modules` : "";
   const nothing = document.getElementById("nothing");

@@ -14,13 +14,15 @@ function make(tag, name, text, more = {}) {
 
 const KINDS = [...new Set(census.gates.map((g) => g.kind))].sort();
 
-/** Kinds lie evenly on the circle of hues. */
+/** Kinds lie evenly on the circle of hues, from blue on, without the reds: those say what was not captured. */
 function coloured(element, kind) {
-  element.style.setProperty("--hue", String(25 + (360 * KINDS.indexOf(kind)) / Math.max(KINDS.length, 1)));
+  const turn = (310 * KINDS.indexOf(kind)) / KINDS.length;
+  element.style.setProperty("--hue", String(45 + ((215 + turn) % 310)));
   return element;
 }
 
-function row(members, under) {
+/** `under`: how many equal modules the row above stands for, and whether labels need the whole path. */
+function row(members, under = { count: 1 }) {
   const m = members[0];
   const item = make("li");
   const line = make("div", "row");
@@ -30,23 +32,23 @@ function row(members, under) {
   const openable = visible(m).length > 0;
   const twist = make("button", "twist", "", { tabindex: "-1", "aria-hidden": "true" });
   twist.disabled = !openable;
-  const name = make("button", "name", label(members, under));
+  const name = make("button", "name", label(members, under.paths));
   name.dataset.path = m.path;
   if (openable) line.setAttribute("aria-expanded", "false"), name.setAttribute("aria-expanded", "false");
   twist.onclick = () => toggle(node);
   name.onclick = () => (showModule(members, line), line.getAttribute("aria-expanded") === "false" && toggle(node));
   line.append(twist, name, make("span", "class", m.entry.class));
-  if (members.length > 1) line.append(times(node));
+  if (members.length > under.count) line.append(times(node));
   line.append(...chips(members), ...reasons(members), ...summary(members));
   line.append(make("span", "size", m.entry.all ? short(m.entry.all * members.length) : "", { title: "parameters" }));
   if (!m.hit) line.classList.add("passed");
   return item;
 }
 
-/** Last parts of the paths; under several unfolded parents the whole path tells them apart. */
-function label(members, under) {
+/** Last parts of the paths; where one row stood for several parents only the whole path tells its parts from each other. */
+function label(members, paths) {
+  if (paths) return members[0].path;
   const names = [...new Set(members.map((m) => m.name))];
-  if (under === "path") return members[0].path;
   return names.length > 1 ? span(names.map(Number).sort((a, b) => a - b)) : names[0] || "(model)";
 }
 
@@ -66,7 +68,8 @@ function times(node) {
 function chips(members) {
   return members[0].chips.map((chip, k) => {
     const all = members.map((m) => m.chips[k]);
-    const many = all.length > 1 ? ` \u00d7${all.length}` : "";
+    const number = all.length * chip.count;
+    const many = number > 1 ? ` \u00d7${number}` : "";
     const { kind, signal, pass, verdict, why } = chip.data;
     const button = chip.type === "gate"
       ? coloured(make("button", "chip gate", `${kind} \u00b7 ${signal}${many}`, { title: chip.data.equation || kind }), kind)
@@ -110,9 +113,10 @@ function toggle(node) {
 function expand(node) {
   node.list ??= node.item.appendChild(make("ul"));
   if (!node.list.childElementCount) {
-    const parts = node.apart ? node.members.map((m) => [m]) : groups(node.members);
-    const under = node.apart && new Set(node.members.map((m) => m.parent)).size > 1 ? "path" : "";
-    fill(node.list, parts, under);
+    if (node.apart) {
+      const parents = new Set(node.members.map((m) => m.parent));
+      fill(node.list, node.members.map((m) => [m]), { count: 1, paths: parents.size > 1 });
+    } else fill(node.list, groups(node.members), { count: node.members.length });
   }
   node.list.hidden = false;
   mark(node, "true");
