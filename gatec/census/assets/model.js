@@ -2,7 +2,7 @@
 // The census as a tree of modules, and the folding of equal ones. Nothing here touches the page.
 
 const census = JSON.parse(document.getElementById("census").textContent);
-const VERDICTS = { put: "could be put", left: "left, with a reason", near: "near, but for one obstacle" };
+const VERDICTS = { put: "places where it could be put", left: "places left alone, with the reason", near: "places with one obstacle" };
 
 const modules = census.modules.map((entry, index) => ({
   entry, index, path: entry.path, name: entry.path.slice(entry.path.lastIndexOf(".") + 1),
@@ -42,9 +42,11 @@ function relative(value, path) {
   return /[a-z]/i.test(path) ? text.split(JSON.stringify(path).slice(1, -1)).join("\u0000") : text;
 }
 
+/** A gate is like another of its kind, signal, shape and source line: how its equation names things is no difference. */
 function chipLikeness(chip, m) {
-  const { site, ...rest } = chip.data;
-  return [chip.type, chip.count, site.slice(m.path.length), relative(rest, m.path)];
+  const { site, kind, signal, shape, where, ...rest } = chip.data;
+  const more = chip.type === "place" ? relative(rest, m.path) : [kind, signal, shape, where];
+  return [chip.type, chip.count, site.slice(m.path.length), more];
 }
 
 /** Number modules so that equal ones, with all that is below them, have one number. */

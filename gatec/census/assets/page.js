@@ -96,6 +96,8 @@ search.addEventListener("input", () => {
   waiting = setTimeout(draw, 100);
 });
 
+const header = document.querySelector("header");
+new ResizeObserver(() => document.documentElement.style.setProperty("--top", `${header.offsetHeight}px`)).observe(header);
 document.getElementById("model").textContent = census.model;
 totals();
 legend();

@@ -2,7 +2,7 @@
 
 const LABELS = {
   value: "gates", signal: "signal", shape: "shape", parameters: "parameters", flops: "FLOPs", bytes: "bytes",
-  where: "code", site: "module",
+  where: "code",
 };
 const LAYER = {
   graph: "captured as a graph", layer: "a layer: one operation, kept whole", container: "holds modules, has no forward",
@@ -17,7 +17,7 @@ function short(n) {
 
 const exact = (n) => (n >= 1e4 ? `${n.toLocaleString("en")} (${short(n)})` : String(n));
 
-function written(key, value) {
+function written(value) {
   if (Array.isArray(value)) return value.join(" \u00d7 ") || "a number";
   return typeof value === "number" ? exact(value) : String(value);
 }
@@ -26,8 +26,8 @@ function showChip(chips, from) {
   const { data, type } = chips[0];
   const sites = chips.map((c) => c.data.site);
   present(from, type === "gate" ? gateHead(data) : placeHead(data));
-  if (type === "gate") gateBody(data, sites);
-  else facts([["module", place(sites)], ["verdict", `${data.verdict}: ${VERDICTS[data.verdict]}`], ["why", data.why]]);
+  if (type === "gate") gateBody(chips.map((c) => c.data), sites);
+  else facts([["module", place(sites)], ["verdict", data.verdict], ["why", data.why]]);
   members(sites);
 }
 
@@ -37,13 +37,18 @@ function gateHead(data) {
   return [head, make("p", "about", census.kinds[data.kind] || "")];
 }
 
-function gateBody(data, sites) {
-  if (data.equation) panel.append(make("pre", "equation", data.equation));
-  const shown = { ...data, site: place(sites) };
-  delete shown.kind;
-  delete shown.equation;
-  const keys = [...Object.keys(LABELS), ...Object.keys(shown).filter((k) => !(k in LABELS))];
-  facts(keys.filter((k) => k in shown).map((k) => [LABELS[k] || k, written(k, shown[k]), k]));
+function gateBody(gates, sites) {
+  for (const equation of several(gates.map((g) => g.equation || ""))) if (equation) panel.append(make("pre", "equation", equation));
+  const known = Object.keys(gates[0]).filter((k) => !["kind", "equation", "site"].includes(k));
+  const keys = [...Object.keys(LABELS).filter((k) => known.includes(k)), ...known.filter((k) => !(k in LABELS))];
+  const rows = keys.map((k) => [LABELS[k] || k, several(gates.map((g) => written(g[k]))).join(", "), k]);
+  facts([...rows, ["module", place(sites), "site"]]);
+}
+
+/** What equal gates do not share, in a few examples. */
+function several(values) {
+  const found = [...new Set(values)];
+  return found.length > 3 ? [...found.slice(0, 3), `and ${found.length - 3} others`] : found;
 }
 
 function placeHead(data) {

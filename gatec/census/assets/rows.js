@@ -92,7 +92,7 @@ function reasons(members) {
 /** What is below a row that is closed, as dots. */
 function summary(members) {
   const box = make("span", "below");
-  for (const [key, n] of below(members[0])) {
+  for (const [key, n] of [...below(members[0])].sort()) {
     const [type, group, verdict] = key.split(" ");
     if (type === "place" && verdict !== "put") continue;
     const total = n * members.length;
