@@ -90,6 +90,18 @@ def test_the_census_counts_what_it_holds(name):
     assert all(why for _, why in census.missed)
 
 
+def test_the_json_of_version_1_has_these_words(census):
+    data = json.loads(census.json())
+    assert data["schema"] == "gatec.census/1"
+    assert set(data) == {"schema", "model", "totals", "kinds", "passes", "gates", "places", "missed", "modules"}
+    assert {frozenset(e) for e in data["places"]} == {frozenset({"pass", "site", "verdict", "why"})}
+    assert {frozenset(e) for e in data["missed"]} == {frozenset({"path", "why"})}
+    module = {"path", "class", "where", "own", "all", "calls", "capture", "why"}
+    assert {frozenset(e) for e in data["modules"]} == {frozenset(module)}
+    assert set(data["passes"]) == {e["pass"] for e in data["places"]}
+    assert set(data["kinds"]) == {g["kind"] for g in data["gates"]} and all(data["kinds"].values())
+
+
 def test_every_module_stands_in_the_tree_with_what_became_of_it(census):
     held = {e.path: e for e in census.modules}
     assert list(held) == [n for n, _ in Model().named_modules(remove_duplicate=False) if not n.startswith("again.")]

@@ -2,10 +2,12 @@
 
 import json
 import re
+import shutil
+from dataclasses import replace
 
 import pytest
 import torch
-from browser import Browser
+from browser import Browser, programs
 from torch import nn
 
 import gatec
@@ -327,6 +329,27 @@ def test_names_of_modules_are_text(chromium, tmp_path):
         chromium.click("#tree .name", number)
     assert chromium.run("return [window.broken, document.images.length, document.scripts.length]") == [None, 0, 2]
     assert chromium.complaints() == []
+
+
+def test_without_a_browser_tests_are_skipped_but_not_in_ci(monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    words = "needs chromium and chromedriver: apt-get install chromium chromium-driver"
+    for ci, outcome in (("", pytest.skip.Exception), ("true", pytest.fail.Exception)):
+        monkeypatch.setenv("CI", ci)
+        with pytest.raises(outcome, match=words):
+            programs()
+
+
+def test_many_chips_in_one_row_are_shown_on_demand(chromium, tmp_path):
+    places = [gatec.Edit("glu", "", "left", f"reason {i}") for i in range(40)]
+    file = tmp_path / "many.html"
+    file.write_text(replace(gatec.scan(nn.Linear(8, 8), X), places=places).html(), encoding="utf-8")
+    chromium.open(file)
+    assert len(chromium.texts("#tree .chip")) == 12
+    assert chromium.texts("#tree .more") == ["28 more"]
+    chromium.click("#tree .more")
+    assert len(chromium.texts("#tree .chip")) == 40
+    assert chromium.run("return document.documentElement.scrollWidth <= window.innerWidth")
 
 
 def test_layers_in_turns_fold_by_kind(chromium, tmp_path):

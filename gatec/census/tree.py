@@ -7,7 +7,7 @@ import linecache
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from types import CodeType
 from typing import Any
 
@@ -117,7 +117,7 @@ def _kind(module: nn.Module) -> type:
 # -- where a class is written -------------------------------------------------------------------------------------------
 
 
-@cache
+@lru_cache(4096)  # classes may be made at run time
 def line_of(kind: type) -> str:
     """file:line of the class statement: the nearest one above the first of its methods. Empty where there is no file."""
     methods = sorted(_methods(kind), key=lambda code: code.co_firstlineno)

@@ -6,7 +6,7 @@ const VERDICTS = { put: "places where it could be put", left: "places left alone
 
 const modules = census.modules.map((entry, index) => ({
   entry, index, path: entry.path, name: entry.path.slice(entry.path.lastIndexOf(".") + 1),
-  parent: null, children: [], chips: [], missed: [], hit: true, inside: true, likeness: 0,
+  parent: null, children: [], chips: [], known: new Map(), missed: [], hit: true, inside: true, likeness: 0,
 }));
 const at = new Map(modules.map((m) => [m.path, m]));
 
@@ -18,11 +18,13 @@ function home(path) {
 
 /** Equal finds at one module are one chip with their number. */
 function hang(chip) {
-  const { chips } = home(chip.data.site);
+  const m = home(chip.data.site);
   const text = JSON.stringify(chip.data);
-  const same = chips.find((c) => c.type === chip.type && c.text === text);
-  if (same) same.count += 1;
-  else chips.push({ ...chip, text, count: 1 });
+  if (!m.known.has(text)) {
+    m.known.set(text, { ...chip, count: 0 });
+    m.chips.push(m.known.get(text));
+  }
+  m.known.get(text).count += 1;
 }
 
 for (const m of modules.slice(1)) {

@@ -1,6 +1,7 @@
 // The rows of the tree. A row stands for one module or for several equal ones; what is below is made when it is opened.
 
 const CHUNK = 300; // rows made at once
+const CHIPS = 12; // chips drawn in one row
 const MARKS = { put: "+", left: "\u2013", near: "\u2248" };
 
 /** An element; text is only ever set as text. */
@@ -39,7 +40,7 @@ function row(members, under = { count: 1 }) {
   name.onclick = () => (showModule(members, line), line.getAttribute("aria-expanded") === "false" && toggle(node));
   line.append(twist, name, make("span", "class", m.entry.class));
   if (members.length > under.count) line.append(times(node));
-  line.append(...chips(members), ...reasons(members), ...summary(members));
+  line.append(...few(chips(members), line), ...reasons(members), ...summary(members));
   line.append(make("span", "size", m.entry.all ? short(m.entry.all * members.length) : "", { title: "parameters" }));
   if (!m.hit) line.classList.add("passed");
   return item;
@@ -79,6 +80,15 @@ function chips(members) {
     button.onclick = () => showChip(all, button);
     return button;
   });
+}
+
+/** The first of many chips; a button shows the rest. */
+function few(found, line) {
+  line.classList.toggle("many", found.length > 5);
+  if (found.length <= CHIPS) return found;
+  const more = make("button", "more", `${found.length - CHIPS} more`);
+  more.onclick = () => more.replaceWith(...found.slice(CHIPS));
+  return [...found.slice(0, CHIPS), more];
 }
 
 function reasons(members) {
