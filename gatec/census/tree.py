@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
-import linecache
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
-from types import CodeType
 from typing import Any
 
 from torch import nn
 from torch.nn.parameter import is_lazy
 
 from gatec.capture import unit_of
+from gatec.census.source import line_of
 from gatec.match.terms import join
 from gatec.program import Program
 
@@ -112,38 +108,3 @@ def _kind(module: nn.Module) -> type:
     """The class that the user wrote, under the one that a rewrite generated."""
     unit = unit_of(module)
     return type(module) if unit is None else unit.original
-
-
-# -- where a class is written -------------------------------------------------------------------------------------------
-
-
-@lru_cache(4096)  # classes may be made at run time
-def line_of(kind: type) -> str:
-    """file:line of the class statement: the nearest one above the first of its methods. Empty where there is no file."""
-    methods = sorted(_methods(kind), key=lambda code: code.co_firstlineno)
-    for code in methods[:1]:
-        number = _statement(kind, code.co_filename, code.co_firstlineno)
-        return f"{_short(code.co_filename)}:{number or code.co_firstlineno}"
-    try:
-        file, (_, start) = inspect.getfile(kind), inspect.findsource(kind)
-    except (OSError, TypeError):
-        return ""
-    return f"{_short(file)}:{start + 1}"
-
-
-def _methods(kind: type) -> Iterator[CodeType]:
-    for value in vars(kind).values():
-        function = inspect.unwrap(value) if callable(value) else value
-        if inspect.isfunction(function) and function.__qualname__.startswith(f"{kind.__qualname__}."):
-            code = function.__code__
-            if not code.co_filename.startswith("<"):  # written by exec, as dataclasses do
-                yield code
-
-
-def _statement(kind: type, file: str, below: int) -> int:
-    lines, statement = linecache.getlines(file), re.compile(rf"\s*class\s+{re.escape(kind.__name__)}\b")
-    return next((n for n in range(min(below, len(lines)), 0, -1) if statement.match(lines[n - 1])), 0)
-
-
-def _short(file: str) -> str:
-    return file.rpartition("site-packages/")[2]
