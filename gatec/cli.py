@@ -39,6 +39,7 @@ Model = Annotated[str, typer.Argument(help=zoo.FORMS)]
 Passes = Annotated[str, typer.Argument(help='Pipeline text: "glu" or "moe(experts=8),fuse"')]
 Before = Annotated[str, typer.Option("--passes", "-p", help="Pipeline text to convert with first")]
 Folder = Annotated[Path | None, typer.Option("--output", "-o", help="A folder to write to")]
+STDOUT = Path("-")
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:0")]
 
 
@@ -49,12 +50,24 @@ def gates() -> None:
 
 
 @app.command()
-def scan(model: Model, device: Device = "cpu") -> None:
-    """Show the gates a model has and the places where gates could go."""
+def scan(
+    model: Model,
+    html: Annotated[Path | None, typer.Option(help="A page to write: the module tree with everything in it")] = None,
+    json: Annotated[Path | None, typer.Option(help="A file to write the census to; - is standard output")] = None,
+    device: Device = "cpu",
+) -> None:
+    """Show the gates a model has, the places where gates could go, and what could not be captured."""
+    for file in filter(None, (html, json)):
+        _writable(file)
     found = _find(model, device)
     with working("scanning"):
         census = gatec.scan(found.model, inputs=found.inputs)
-    say(str(census))
+    if STDOUT not in (html, json):
+        say(str(census))
+    if html is not None:
+        _write(html, census.html())
+    if json is not None:
+        _write(json, census.json())
 
 
 @app.command()
@@ -136,6 +149,25 @@ def _find(model: str, device: str) -> zoo.Found:
 
 def _converted(found: zoo.Found, passes: str) -> Any:
     return gatec.convert(found.model, passes, inputs=found.inputs) if passes else found.model
+
+
+def _writable(file: Path) -> None:
+    """Say so before minutes of work, not after them."""
+    if file.is_dir():
+        raise GatecError("a file to write to", found=f"{str(file)!r}, which is a folder")
+    if not file.absolute().parent.is_dir():
+        raise GatecError("a file to write to", found=f"{str(file)!r}, and no such folder")
+
+
+def _write(file: Path, text: str) -> None:
+    if file == STDOUT:
+        sys.stdout.write(text)
+        return
+    try:
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise GatecError("a file to write to", found=f"{str(file)!r}: {error.strerror}") from error
+    errors.print(f"wrote  {file}  {len(text) / 1e6:.1f} MB", markup=False, highlight=False, soft_wrap=True)
 
 
 def wrote(folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, fx
 
@@ -14,6 +15,19 @@ OPEN = {"silu", "gelu", "gelu_tanh", "relu", "relu2", "swish", "mish", "hardswis
         "leaky_relu", "softsign"}  # fmt: skip
 GLU = {"sigmoid": "GLU", "silu": "SwiGLU", "swish": "SwiGLU", "gelu": "GEGLU", "gelu_tanh": "GEGLU", "relu": "ReGLU"}
 ATTENTION = ("call:scaled_dot_product_attention", "module:MultiheadAttention", "call:matmul", "call:bmm", "call:einsum")
+
+KINDS = {
+    "attention-output": "The output of attention times a gate, before its projection.",
+    "channel": "One number per channel scales a feature map.",
+    "feature": "A learned parameter, bounded, scales the features; no input decides.",
+    "glu": "A projection times an activation of another projection of the same input.",
+    "hard": "A comparison decides between all and nothing.",
+    "highway": "A gate blends two values: g a + (1 - g) b.",
+    "product": "A value times an activation.",
+    "residual-scale": "A learned scale on a residual branch.",
+    "router": "A softmax over choices weighs what they compute.",
+    "spatial": "One number per position scales a feature map.",
+}
 
 
 @dataclass(frozen=True)
@@ -27,6 +41,16 @@ class Find:
     shape: tuple[int, ...]
     node: fx.Node
     term: Term
+
+    def data(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "kind": self.kind,
+            "signal": self.signal,
+            "site": self.site,
+            "where": self.where,
+            "shape": list(self.shape),
+        }
 
     def __str__(self) -> str:
         size = "x".join(map(str, self.shape))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-KEEP = {".py", ".typed", ".json"}
+KEEP = {".py", ".typed", ".json", ".html", ".css", ".js"}
 
 
 def run(*command, cwd):
