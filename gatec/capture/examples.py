@@ -23,6 +23,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from gatec.capture.guards import SELF, writes
 from gatec.capture.record import Call, untouched
+from gatec.capture.spies import looked_into
+from gatec.capture.state import refill, shape
 from gatec.capture.structure import PLAIN
 from gatec.capture.values import Value
 from gatec.errors import Refused
@@ -65,7 +67,15 @@ class Examples:
         ) if kind == "call_method" else self._run(target, args, kwargs), False
 
     def _example(self, value: Any) -> Any:
-        return self.tracer.root if value is SELF else value.example if isinstance(value, Value) else value
+        if value is SELF:
+            return self.tracer.root
+        if isinstance(value, Value):
+            return value.example
+        if looked_into(value) and any(isinstance(v, Value) for v in tree_leaves(vars(value))):
+            spare = copy.copy(value)
+            vars(spare).update(tree_map(self._example, vars(value)))
+            return spare
+        return value
 
     def _of_module(self, path: str, args: Any, kwargs: Any) -> Any:
         module = self.tracer.root.get_submodule(path)
@@ -74,7 +84,7 @@ class Examples:
         if known is not None:
             return self.fake(known.output)
         try:
-            with self.quiet():
+            with self.quiet(), _steady(self.tracer.contents):
                 spare = {n: self._fake(b) for n, b in module.named_buffers()}  # a forward may write to them
                 return functional_call(module, spare, args, kwargs) if spare else module(*args, **kwargs)
         except (*DEPENDS, Refused, RuntimeError, NotImplementedError) as e:
@@ -164,6 +174,18 @@ class Examples:
         finally:
             self.tracer.busy = was
             log.setLevel(level)
+
+
+@contextmanager
+def _steady(contents: list[Any]) -> Iterator[None]:
+    """Hooks of a child may append to lists: they will when the graph runs, not now."""
+    before = {
+        n: (v, v.copy(), shape(v))
+        for i, held in enumerate(contents)
+        for n, (v, _, _) in ((f"{i}.{n}", h) for n, h in held.items())
+    }
+    yield
+    refill(before)
 
 
 def _zeros(value: Any) -> Any:

@@ -9,7 +9,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any
+from types import FunctionType
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -96,15 +97,25 @@ def spaces(forward: Any, kind: type) -> Iterator[tuple[str, dict[str, Any]]]:
 def variable(module: nn.Module, kind: type[nn.Module], child: str, name: str) -> Any:
     """A value that a forward depends on besides its arguments: of a child, of the globals (":"), of the environment ("$")."""
     if child == ":":
-        return next((f.__globals__[name] for f in functions(kind.forward, kind) if name in f.__globals__), MISSING)
+        return next(
+            (f.__globals__[name] for f in functions(kind.forward, cast(Any, kind)) if name in f.__globals__), MISSING
+        )
     return ENVIRONMENT.get(name) if child == "$" else attribute(module, child, name)
 
 
 def flags(forward: Any, kind: type) -> Iterator[str]:
-    """Globals that are plain numbers, words, or small containers of such: somebody may change them."""
+    """Globals that are functions, plain numbers, words, or small containers of such: somebody may change them."""
     for name, space in spaces(forward, kind):
-        if isinstance(space[name], (bool, int, float, str, dict, list, set)):
+        if isinstance(space[name], (bool, int, float, str, dict, list, set, FunctionType)):
             yield name
+
+
+def methods(forward: Any, kind: type) -> Iterator[str]:
+    """Methods of its class that the code names: somebody may put others in their place."""
+    for function in functions(forward, kind)[:1]:
+        yield from (
+            n for n in function.__code__.co_names if callable(getattr(kind, n, None)) and not hasattr(nn.Module, n)
+        )
 
 
 @contextmanager
@@ -135,9 +146,10 @@ def _held(forward: Any, kind: type) -> Iterator[tuple[str, Callable[[], Any], Ca
         for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=False):
             if name != "__class__":
                 yield from _watched(f"{name} of its closure", cell, "cell_contents")
-    for name, value in list(vars(kind).items()):
-        if isinstance(value, (bool, int, float, str, list, dict, set)) and not name.startswith("__"):
-            yield from _watched(f"{kind.__name__}.{name}", kind, name)
+    for base in kind.__mro__[: kind.__mro__.index(nn.Module)]:
+        for name, value in list(vars(base).items()):
+            if isinstance(value, (bool, int, float, str, list, dict, set)) and not name.startswith("__"):
+                yield from _watched(f"{base.__name__}.{name}", base, name)
 
 
 def _watched(what: str, owner: Any, name: str) -> Iterable[tuple[str, Callable[[], Any], Callable[[], Any], Any]]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator
+import types
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import _lru_cache_wrapper, lru_cache
 from typing import Any
@@ -29,6 +30,7 @@ NUMBERS = ("sqrt", "ceil", "floor", "log", "log2", "log10", "exp", "pow", "prod"
 _FACTORIES = {n: getattr(torch, n) for n in FACTORIES if hasattr(torch, n)}
 _NUMBERS = {n: getattr(math, n) for n in NUMBERS}
 grad_enabled = torch.is_grad_enabled  # itself, while the user's code gets another
+ORIGINALS: dict[tuple[int, str], Any] = {}  # of what is patched on modules, by the module and the name there
 _APPLY = torch.autograd.Function.__dict__["apply"].__func__
 
 QUESTIONS: dict[str, tuple[Any, str, Callable[[], Any]]] = {
@@ -66,11 +68,14 @@ def honest(tracer: Any) -> Iterator[tuple[Any, str, Any]]:
 
 
 @contextmanager
-def replaced(patches: Iterable[tuple[Any, str, Any]]) -> Iterator[None]:
+def replaced(patches: list[tuple[Any, str, Any]]) -> Iterator[None]:
     """These attributes of modules and classes replaced for a while; unittest.mock takes twenty times as long."""
     before: list[tuple[Any, str, Any]] = []
+    for owner, name, _ in patches if not ORIGINALS else ():
+        if isinstance(owner, types.ModuleType):
+            ORIGINALS[id(owner), name] = getattr(owner, name)
     try:
-        for owner, name, new in list(patches):
+        for owner, name, new in patches:
             before.append((owner, name, vars(owner).get(name, MISSING)))
             setattr(owner, name, new)
         yield
@@ -207,20 +212,40 @@ def _members(tracer: Any, original: Any) -> Any:
 
 
 @contextmanager
-def injected(root: nn.Module) -> Iterator[None]:
-    """isinstance() that takes a proxy for what it stands for, and no caches that proxies could get into."""
-    spaces, cached = _spaces(frozenset(type(m).__module__.partition(".")[0] for m in root.modules()), len(sys.modules))
-    for space in spaces:
+def injected(root: nn.Module, patches: list[tuple[Any, str, Any]]) -> Iterator[None]:
+    """In the user's modules: isinstance() that takes a proxy for what it stands for, the patches under the names that
+    they were imported by, and no caches that proxies could get into."""
+    packages = frozenset(type(m).__module__.partition(".")[0] for m in root.modules())
+    spaces, cached = _spaces(packages, len(sys.modules))
+    known = {id(original): new for original, new in _originals(patches)}
+    names = _imported(packages, len(sys.modules), frozenset(known))
+    swaps = [(space, name, function.__wrapped__) for space, name, function in cached]
+    swaps += [(space, name, known[id(space[name])]) for space, name in names if id(space.get(name)) in known]
+    before = [(space, name, space[name]) for space, name, _ in swaps]
+    asking = [space for space in spaces if "isinstance" not in space]  # a trace around this one has put it there
+    for space in asking:
         space["isinstance"] = _isinstance
-    for space, name, function in cached:
-        space[name] = function.__wrapped__
+    for space, name, new in swaps:
+        space[name] = new
     try:
         yield
     finally:
-        for space in spaces:
+        for space in asking:
             space.pop("isinstance", None)
-        for space, name, function in cached:
-            space[name] = function
+        for space, name, old in before:
+            space[name] = old
+
+
+def _originals(patches: list[tuple[Any, str, Any]]) -> Iterator[tuple[Any, Any]]:
+    """Functions of modules that the patches stand for; classes and their methods are found on the class itself."""
+    for original, new in ((ORIGINALS.get((id(owner), name)), new) for owner, name, new in patches):
+        if original is not None:
+            yield original, new
+
+
+@lru_cache(maxsize=64)
+def _imported(packages: frozenset[str], loaded: int, known: frozenset[int]) -> list[tuple[dict[str, Any], str]]:
+    return [(s, n) for s in _spaces(packages, loaded)[0] for n, v in list(s.items()) if id(v) in known]
 
 
 TORCH = "torch.nn.functional", "torch.nn.modules.transformer", "torch.nn.modules.activation"
@@ -233,7 +258,7 @@ def _spaces(
     """The namespaces of the user's packages, and the functions with a cache in them."""
     ours = [n for n in list(sys.modules) if n.partition(".")[0] in packages and n != "torch"]
     names = [n for n in ours if n in TORCH or not n.startswith(("torch.", "gatec.capture"))]
-    spaces = [vars(sys.modules[n]) for n in names if "isinstance" not in vars(sys.modules[n])]
+    spaces = [vars(sys.modules[n]) for n in names]
     cached = [(s, n, v) for s in spaces for n, v in list(s.items()) if isinstance(v, _lru_cache_wrapper)]
     return spaces, cached
 

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from gatec.capture.spies import looked_into
+
 TORCH = set(vars(nn.Module()))  # what torch itself keeps on a module
 
 
@@ -89,8 +91,9 @@ def untouched(model: nn.Module) -> Iterator[None]:
 
 def _contents(module: nn.Module) -> list[tuple[Any, Any]]:
     """The lists, dicts and sets that the module's author keeps on it, with copies: a forward may cache things there."""
-    own = (v for n, v in vars(module).items() if isinstance(v, (list, dict, set)) and n not in TORCH)
-    return [(v, v.copy()) for v in own]
+    own = [v for n, v in vars(module).items() if n not in TORCH]
+    inner = [v for thing in own if looked_into(thing) for v in vars(thing).values()]
+    return [(v, v.copy()) for v in own + inner if isinstance(v, (list, dict, set))]
 
 
 def _restore(module: nn.Module, before: dict[str, Any], held: dict[str, Any]) -> None:

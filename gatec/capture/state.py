@@ -183,15 +183,24 @@ TABLES = (
 
 
 @contextmanager
-def put_back(root: nn.Module) -> Iterator[None]:
-    """The modules as they were; refuses a forward that changed what the tracer cannot see being changed."""
+def put_back(root: nn.Module) -> Iterator[list[Any]]:
+    """The modules as they were; refuses a forward that changed what the tracer cannot see being changed.
+
+    Gives the contents of their lists and dicts, which calls of children may not change for good either.
+    """
     modules = [(p, m) for p, m in root.named_modules() if not isinstance(m, torch.jit.ScriptModule)]
     before = [(p, m, dict(vars(m)), dict(m._buffers), contents(vars(m))) for p, m in modules]
     changed = ""
     try:
-        yield
-        for path, module, _, _, held in before:
-            names = [n for n, (value, _, form) in held.items() if vars(module).get(n) is value and shape(value) != form]
+        yield [held for *_, held in before if held]
+        for path, module, plain, _, held in before:
+            names = [n for n, (value, _, form) in held.items() if shape(value) != form]
+            names = [
+                n
+                for n in names
+                if n.partition(".")[0] in vars(module)
+                and vars(module)[n.partition(".")[0]] is plain[n.partition(".")[0]]
+            ]
             changed = changed or next((full((path, n)) for n in names), "")
     finally:
         for _, module, plain, buffers, held in before:
@@ -207,9 +216,16 @@ def put_back(root: nn.Module) -> Iterator[None]:
 
 
 def contents(space: dict[str, Any]) -> dict[str, tuple[Any, Any, Any]]:
-    """Every list, dict and set among these attributes: itself, a copy, and what to compare it by."""
-    own = ((n, v) for n, v in space.items() if isinstance(v, (list, dict, set)) and n not in OWN)
-    return {n: (v, v.copy(), shape(v)) for n, v in own}
+    """Every list, dict and set among these attributes, and those of objects on them: itself, a copy, what it is compared by."""
+    found = {}
+    for name, value in space.items():
+        if name in OWN:
+            continue
+        inside = {name: value} if isinstance(value, (list, dict, set)) else {}
+        if not inside and looked_into(value):
+            inside = {f"{name}.{n}": v for n, v in vars(value).items() if isinstance(v, (list, dict, set))}
+        found.update({n: (v, v.copy(), shape(v)) for n, v in inside.items()})
+    return found
 
 
 def shape(value: Any) -> Any:

@@ -69,7 +69,14 @@ def _walk(value: Any, leaves: list[Any], key: list[Any], numbers: bool) -> None:
 
 def _form(tensor: Tensor) -> Any:
     form = tensor.ndim, tensor.dtype, tensor.device.type
-    return form if tensor.layout is torch.strided else (*form, tensor.layout)
+    if tensor.layout is torch.strided and not foreign(tensor):
+        return form
+    return *form, tensor.layout, type(tensor) if foreign(tensor) else None
+
+
+def foreign(tensor: Tensor) -> bool:
+    """A tensor of a class of somebody's own, that may do anything in any operation."""
+    return type(tensor) not in (Tensor, nn.Parameter) and not type(tensor).__module__.startswith("torch")
 
 
 CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential, nn.ParameterList, nn.ParameterDict)
@@ -90,6 +97,8 @@ def frozen(value: Any) -> Any:
         return type(value), tuple((k if isinstance(k, PLAIN) else id(k), frozen(v)) for k, v in value.items())
     if isinstance(value, (set, frozenset)) and len(value) <= SMALL:
         return frozenset(map(frozen, value))
+    if isinstance(value, types.MethodType):
+        return id(value.__func__), id(value.__self__)
     if isinstance(value, nn.Module):
         return type(value), tuple(value._modules) if isinstance(value, CONTAINERS) else ()
     return id(value)

@@ -18,13 +18,13 @@ from torch.utils._python_dispatch import _disable_current_modes as alone
 
 from gatec.capture.examples import Examples, NotSettled, settled
 from gatec.capture.guards import SELF, Constant, Made, ask, called, element, hoist, hold
-from gatec.capture.outside import flags, forbidden, unchanged
+from gatec.capture.outside import flags, forbidden, methods, unchanged
 from gatec.capture.patches import grad_enabled, honest, injected, replaced
 from gatec.capture.record import Call
 from gatec.capture.results import containers, listed, returned
 from gatec.capture.spies import Watch
 from gatec.capture.state import TABLES, Counts, Place, State, put_back
-from gatec.capture.structure import FUNCTIONS, PLAIN, flatten, rebuild, twins
+from gatec.capture.structure import FUNCTIONS, PLAIN, flatten, foreign, rebuild, twins
 from gatec.capture.values import Number, Opaque, Value, where
 from gatec.capture.watchdog import Endless, monotonic, watchdog
 from gatec.errors import Refused
@@ -49,6 +49,7 @@ class Tracer(fx.Tracer):
         self.busy = False
         self.proxies: dict[int, Value] = {}
         self.cut: dict[fx.Node, fx.Node] = {}  # values without their gradient, for what is computed under no_grad
+        self.contents: list[Any] = []  # lists and dicts on the modules, which nothing may change for good
         self.casts: dict[int, fx.Node] = {}
         self.making = False  # objects that leave the forward may be built again, those that it hands on may not
         self.ambient_grad = grad_enabled()
@@ -190,7 +191,9 @@ class Tracer(fx.Tracer):
             return forward(*args, **kwargs)
         path = self.state.paths.get(module)
         if path == "":
-            raise Refused("it calls itself")
+            if module._forward_hooks or module._forward_pre_hooks:
+                raise Refused("it calls itself, and has hooks")
+            return self.forward(module, *args, **kwargs)
         if path is None and (place := self.state.find(module, nn.Module)):
             return self.call(called, self.call(element, SELF, *place), *args, **kwargs)
         if path is None:  # made at call time: trace through it
@@ -259,8 +262,10 @@ class Tracer(fx.Tracer):
         """The trace itself, as fx does it, but for its walk over every tensor of the model."""
         self.example, self.forward, self.root = example, forward, root
         self.graph, self.tensor_attrs = fx.Graph(tracer_cls=Tracer), {}
+        self.graph._graph_namespace.create_name("self", None)  # the module's, which a child may be called too
         self.state = State(self, root, forward, self.counters)
-        with torch.enable_grad(), replaced(self.patches()), Watch(self) as self.watch, injected(root):
+        patches = [*self.patches()]
+        with torch.enable_grad(), replaced(patches), Watch(self) as self.watch, injected(root, patches):
             self.watch.classes({type(m) for m in root.modules()})
             args, kwargs = self.placeholders()
             before = dict(containers((args, kwargs)))
@@ -293,6 +298,8 @@ class Tracer(fx.Tracer):
         return args, kwargs
 
     def _placeholder(self, example: Any) -> Value:
+        if isinstance(example, Tensor) and foreign(example):
+            raise Refused(f"it is given a tensor of class {type(example).__name__}")
         node = self.create_node("placeholder", f"x{len(self.graph.nodes)}", (), {})
         known = isinstance(example, (Tensor, int, float))
         node.meta["val"] = example = self.examples.fake(example) if known else self.examples.spare(example)
@@ -326,7 +333,7 @@ def trace(module: nn.Module, forward: Callable[..., Any], call: Call,
             with (
                 watchdog(SECONDS),
                 unchanged(forward, type(module)),
-                put_back(module),
+                put_back(module) as tracer.contents,
                 alone(),  # torch.export may be at work around this
             ):
                 graph = tracer.run(module, forward, call)
@@ -346,7 +353,7 @@ def trace(module: nn.Module, forward: Callable[..., Any], call: Call,
         if node.op == "get_attr" and "val" not in node.meta:
             node.meta["val"] = tracer.examples.fake(operator.attrgetter(str(node.target))(module))
     hoist(graph)
-    read = {(":", n) for n in flags(forward, type(module))}
+    read = {*((":", n) for n in flags(forward, type(module))), *(("", n) for n in methods(forward, type(module)))}
     return Trace(graph, frozenset(tracer.asked), frozenset(tracer.state.reads | read))
 
 

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.amp import autocast_mode
+from torch.nn.utils import parametrize
 
 from gatec.capture.changing import changing
-from gatec.capture.guards import SELF, Miss, bare, called, element, hold
+from gatec.capture.guards import SELF, Miss, bare, called, element, hold, writes
 from gatec.capture.outside import variable
 from gatec.capture.patches import answers
 from gatec.capture.record import Call
@@ -198,6 +199,8 @@ def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
             result = captured.run(self, *flat.leaves)
         except Miss:
             continue
+        except (RuntimeError, ValueError, TypeError, IndexError) as e:
+            return _caught(self, unit, args, kwargs, captured, e)
         if not torch.compiler.is_compiling():
             captured.hits += 1
         return result
@@ -236,6 +239,21 @@ def _recapture(module: nn.Module, unit: Unit, args: Any, kwargs: Any) -> Any:
     except Miss as e:
         raise GatecError("a decision that is the same for equal sizes", found=f"another answer at {e}", where=path,
                          hint="the forward asks for something that its arguments do not settle") from e  # fmt: skip
+
+
+@torch._dynamo.disable  # type: ignore[untyped-decorator]
+def _caught(module: nn.Module, unit: Unit, args: Any, kwargs: Any, captured: Captured, trouble: Exception) -> Any:
+    """Where the user's own forward catches what an operation raises for this call, what it does then; else the error."""
+    if isinstance(trouble, GatecError) or any(writes(n) for n in captured.graph.nodes):
+        raise trouble
+    try:
+        graph = unit.graph(module, Call(args, kwargs))
+    except (Refused, GatecError):
+        raise trouble from None
+    other = compiled(graph)
+    if other.source == captured.source:
+        raise trouble
+    return other.run(module, *flatten(args, kwargs, unit.numbers).leaves)
 
 
 def _but_for_numbers(key: tuple[Any, ...], known: tuple[Any, ...]) -> bool:
@@ -291,6 +309,8 @@ def install(module: nn.Module) -> Unit:
             raise Refused("it is compiled by TorchScript")
         if "forward" in vars(module):
             raise Refused("its forward was replaced on the object itself")
+        if parametrize.is_parametrized(module):
+            raise Refused("it is parametrized (torch.nn.utils.parametrize): rewrite the module around it")
         unit = Unit(type(module))
         module.__dict__["_gatec"] = unit
         module.__class__ = rewritten_class(type(module))

@@ -210,7 +210,7 @@ class Apply:
 
     def __init__(self, function: Any) -> None:
         self.function = function
-        self.__name__, self.__module__ = function.__name__, function.__module__
+        self.__name__, self.__module__ = function.__name__, __name__  # not torch's: fx would write its path
 
     def __call__(self, *args: Any) -> Any:
         return self.function.apply(*args)

@@ -252,7 +252,7 @@ class EndlessWhileTraced(Block):
 
     def forward(self, x):
         while type(x) is not torch.Tensor:
-            x = x * 1  # refused
+            x = x * 1
         return self.mlp(x)
 
 
@@ -260,7 +260,7 @@ class EndlessWhileTraced(Block):
 class SpinsWhileTraced(Block):
     def forward(self, x):
         while type(x) is not torch.Tensor:
-            pass  # refused
+            pass
         return self.mlp(x)
 
 

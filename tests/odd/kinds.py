@@ -195,7 +195,11 @@ class Marked(torch.Tensor):
     """A subclass that only carries a name."""
 
 
-@odd(made(lambda: (X.clone().as_subclass(Marked),)), others=[X, made(lambda: (rows(3).as_subclass(Marked),))])
+@odd(
+    made(lambda: (X.clone().as_subclass(Marked),)),
+    others=[X, made(lambda: (rows(3).as_subclass(Marked),))],
+    refused="it is given a tensor of class Marked",
+)
 class SubclassedInput(Block):
     def forward(self, x):
         return self.mlp(x) * (2 if isinstance(x, Marked) else 1)

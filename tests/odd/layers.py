@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_sequence
 
-from odd import Block, X, after, call, made, odd, rows, under
+from odd import Block, X, after, call, made, odd, rows
 
 S = rows(2, 5)
 
@@ -27,12 +27,12 @@ PADDING = torch.tensor([[False] * 5, [False] * 3 + [True] * 2])
 CAUSAL = torch.ones(5, 5, dtype=torch.bool).triu(1)
 
 
-@odd(S, others=[rows(3, 5), rows(2, 7), call(S, padding=PADDING), call(S, CAUSAL), under(torch.no_grad, S)])
+@odd(S, others=[rows(3, 5), rows(2, 7), call(S, padding=PADDING), call(S, CAUSAL)])
 class AttentionWithout(Attends):
     pass
 
 
-@odd(S, others=[rows(3, 5), rows(2, 7), call(S, padding=PADDING), call(S, CAUSAL), under(torch.no_grad, S)])
+@odd(S, others=[rows(3, 5), rows(2, 7), call(S, padding=PADDING), call(S, CAUSAL)])
 class AttentionWithWeights(Attends):
     need_weights = True
 
@@ -52,7 +52,7 @@ class CrossAttention(nn.Module):
         return self.attn(q, kv, kv, average_attn_weights=False)
 
 
-@odd(S, others=[rows(3, 5), rows(2, 7), under(torch.no_grad, S), after(lambda m: m.train(), S)])
+@odd(S, others=[rows(3, 5), rows(2, 7), after(lambda m: m.train(), S)])
 def encoder_layer():
     return nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
 

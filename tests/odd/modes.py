@@ -92,7 +92,7 @@ class NoGradDecorator(Block):
         return self.mlp(x)
 
 
-@odd(X, others=[rows(3), under(torch.no_grad, X)])
+@odd(X, others=[rows(3), under(torch.no_grad, X)], falls=1)
 class EnableGradBlock(Block):
     def forward(self, x):
         with torch.no_grad():
@@ -204,7 +204,7 @@ class CheckpointReentrant(Checkpointed):
     reentrant = True
 
 
-@odd(X, others=[rows(3)])
+@odd(X, others=[rows(3)], refused="it checkpoints a function of its own (torch.utils.checkpoint)")
 class CheckpointsItself(Block):
     def forward(self, x):
         return checkpoint(self.mlp, x, use_reentrant=False) + checkpoint(
