@@ -23,12 +23,12 @@ def linear(table: Table, x: Any, weight: Any, bias: Any, transposed: bool, shape
         return None
     stored, transposed, rows = found
     assert stored.shape is not None
-    width = stored.shape[1 if transposed else 0]
+    fan, width = stored.shape if transposed else stored.shape[::-1]
     rows = rows or (0, width, 1)
     name = _bias(bias, rows, width)
     if bias is not None and name is None:
         return None
-    data = Linear(stored.data.rpartition(".")[0], stored.data, name, transposed, width, rows)
+    data = Linear(stored.data.rpartition(".")[0], stored.data, name, transposed, width, rows, fan)
     return table.make("linear", x, data=data, shape=shape)
 
 

@@ -139,8 +139,8 @@ def layer(table: Table, path: str, module: Any, x: Term, seen: al.Shape, shape: 
     kind = type(module)
     if kind.forward is nn.Linear.forward:
         bias = join(path, "bias") if getattr(module, "bias", None) is not None else None
-        width = module.weight.shape[0]
-        linear = Linear(path, join(path, "weight"), bias, False, width, (0, width, 1))
+        width, fan = module.weight.shape
+        linear = Linear(path, join(path, "weight"), bias, False, width, (0, width, 1), fan)
         return table.make("linear", x, data=linear, shape=shape)
     if isinstance(module, (nn.Dropout, nn.AlphaDropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)):
         return (

@@ -20,6 +20,7 @@ class Linear:
     transposed: bool
     width: int
     rows: Rows
+    fan: int = 0  # inputs of each output
 
     @property
     def out(self) -> int:
@@ -32,6 +33,11 @@ class Linear:
     @property
     def packed(self) -> bool:
         return self.out != self.width
+
+    @property
+    def elements(self) -> int:
+        """Elements of the weight and the bias that make these outputs."""
+        return self.out * (self.fan + (self.bias is not None))
 
 
 @dataclass(eq=False, slots=True)

@@ -3,34 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
-from torch import Tensor, fx
+from torch import Tensor
 
 from gatec.match import Canon, Term
+from gatec.recognise import cost
+from gatec.recognise.find import Find
+from gatec.recognise.words import Wording, gated
 
 BOUNDED = {"sigmoid", "hardsigmoid", "softmax", "tanh", "gt", "ge"}
 OPEN = {"silu", "gelu", "gelu_tanh", "relu", "relu2", "swish", "mish", "hardswish", "elu", "celu", "selu", "softplus",
         "leaky_relu", "softsign"}  # fmt: skip
 GLU = {"sigmoid": "GLU", "silu": "SwiGLU", "swish": "SwiGLU", "gelu": "GEGLU", "gelu_tanh": "GEGLU", "relu": "ReGLU"}
 ATTENTION = ("call:scaled_dot_product_attention", "module:MultiheadAttention", "call:matmul", "call:bmm", "call:einsum")
-
-
-@dataclass(frozen=True)
-class Find:
-    """A gate that the model spells out: its kind, the gating signal, the module path, file:line of the user's code."""
-
-    kind: str
-    signal: str
-    site: str
-    where: str
-    shape: tuple[int, ...]
-    node: fx.Node
-    term: Term
-
-    def __str__(self) -> str:
-        size = "x".join(map(str, self.shape))
-        return f"{self.kind:<17} {self.signal:<12} {self.site or '(model)':<40} {size:<14} {self.where}".rstrip()
 
 
 def finds(canon: Canon) -> list[Find]:
@@ -55,9 +40,13 @@ def finds(canon: Canon) -> list[Find]:
 
 def _find(canon: Canon, term: Term, kind: str, signal: str) -> Find:
     path, node = max(canon.carriers[term], key=lambda place: place[0].count(".") + bool(place[0]))
-    value = node.meta.get("val")
-    shape = tuple(value.shape) if isinstance(value, Tensor) else ()
-    return Find(kind, signal, path, str(node.meta.get("where", "")), shape, node, term)
+    val = node.meta.get("val")
+    shape = tuple(val.shape) if isinstance(val, Tensor) else ()
+    gates = tuple(f for f in term.args if _signal(f)) or term.args[:1]
+    values = tuple(f for f in term.args if f not in gates)
+    own = cost.pointwise(canon, path, node, values)
+    return Find(kind, signal, gated(values), path, str(node.meta.get("where", "")), shape, Wording().said(term),
+                cost.parameters(gates), cost.flops(gates, own), cost.traffic(own), node, term)  # fmt: skip
 
 
 def _read(canon: Canon, term: Term) -> Iterator[Term]:
