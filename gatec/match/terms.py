@@ -10,6 +10,10 @@ from torch import Tensor, fx
 Rows = tuple[int, int, int]
 
 
+class Buffer(str):
+    """The name of a tensor that a module keeps and that is no parameter: nothing is learned in it."""
+
+
 @dataclass(frozen=True)
 class Linear:
     """A linear layer by the paths of its parameters; `rows` (start, stop, step) says which outputs of a packed one."""

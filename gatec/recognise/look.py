@@ -8,7 +8,7 @@ from gatec.match import Term
 
 CALLS = ("layer:", "call:", "module:")
 VIEWS = {"view", "part", "select", "item", "transpose", "permute", "cast", "dropout", "repeat", "call:expand"}
-ATTENTION = ("call:scaled_dot_product_attention", "module:MultiheadAttention")
+ATTENTION = ("attention", "module:MultiheadAttention")
 
 
 def peeled(term: Term) -> Term:
@@ -19,13 +19,11 @@ def peeled(term: Term) -> Term:
 
 
 def convolution(term: Term) -> bool:
-    return term.op.startswith("layer:Conv")
+    return term.op == "conv"
 
 
 def norm(term: Term) -> bool:
-    return term.op.startswith(
-        ("layer:LayerNorm", "layer:GroupNorm", "call:layer_norm", "call:rms_norm", "module:RMSNorm")
-    )
+    return term.op == "norm" or term.op.endswith("RMSNorm")
 
 
 def layered(term: Term) -> bool:

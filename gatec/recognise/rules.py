@@ -15,7 +15,7 @@ BOUNDED = {"sigmoid", "hardsigmoid", "softmax", "tanh", "gt", "ge"}
 OPEN = {"silu", "gelu", "gelu_tanh", "relu", "relu2", "swish", "mish", "hardswish", "elu", "celu", "selu", "softplus",
         "leaky_relu", "softsign"}  # fmt: skip
 GLU = {"sigmoid": "GLU", "silu": "SwiGLU", "swish": "SwiGLU", "gelu": "GEGLU", "gelu_tanh": "GEGLU", "relu": "ReGLU"}
-ATTENTION = ("call:scaled_dot_product_attention", "module:MultiheadAttention", "call:matmul", "call:bmm", "call:einsum")
+ATTENTION = ("attention", "module:MultiheadAttention", "call:matmul", "call:bmm", "call:einsum")
 
 
 def finds(canon: Canon) -> list[Find]:
@@ -98,7 +98,7 @@ def _kind(gate: Term, others: list[Term]) -> str:
     if op in BOUNDED and any(_pooled(gate, o) for o in others):
         return "channel" if _pooled(gate, others[0]) else "spatial"
     if op in GLU and any(
-        _peeled(o).op in ("linear", "part", "layer:Conv2d", "layer:Conv1d", "call:grouped_linear") for o in others
+        _peeled(o).op in ("linear", "part", "conv", "call:grouped_linear") for o in others
     ):
         return "glu"
     return "product"
@@ -242,5 +242,5 @@ def _learned(f: Term) -> bool:
 
 def _normalised(f: Term) -> bool:
     f = _peeled(f)
-    norm = f.op.startswith(("layer:LayerNorm", "layer:GroupNorm", "call:layer_norm", "call:rms_norm", "module:RMSNorm"))
+    norm = f.op.startswith(("norm"))
     return norm or (f.op == "mul" and any(g.op in ("rsqrt", "recip") for g in f.args))
