@@ -6,6 +6,7 @@ projections become row ranges of one Linear; activations have one name however t
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -49,7 +50,8 @@ class Canon:
 
     def _input(self, path: str, node: fx.Node) -> Term:
         if isinstance(node.meta.get("val"), nn.Parameter):
-            return self.table.make("param", data=join(path, node.name), shape=shape_of(node))
+            name = re.sub("(_|^)(l_self|modules|parameters)_(?=[^_])", ".", node.name).strip("._")
+            return self.table.make("param", data=join(path, name.replace("..", ".")), shape=shape_of(node))
         return self.table.fresh(f"{path}:{node.name}", shape_of(node))
 
     def _count(self, path: str, graph: fx.Graph) -> None:
@@ -114,7 +116,7 @@ class Canon:
             value = _literal(node)
             if value is not None:
                 return self.table.const(value)
-            held = name if isinstance(node.meta.get("val"), nn.Parameter) else Buffer(name)
+            held = name if _learned(node) else Buffer(name)
             return self.written.get(name) or self.table.make("param", data=held, shape=shape_of(node))
         if node.op == "call_module":
             return self._module(path, node, env)
@@ -204,6 +206,14 @@ def _whole(a: fx.Node, b: fx.Node) -> bool:
     first, second = a.meta["val"], b.meta["val"]
     whole = all(v.is_contiguous() and v.dtype == first.dtype for v in (first, second))
     return whole and first.storage_offset() == second.storage_offset() and first.numel() == second.numel()
+
+
+def _learned(node: fx.Node) -> bool:
+    """Whether what a graph reads is a parameter: torch's exporters leave that only on the module that owns the graph."""
+    value: Any = node.graph.owning_module
+    for name in str(node.target).split("."):
+        value = getattr(value, name, None)
+    return isinstance(value, nn.Parameter) or isinstance(node.meta.get("val"), nn.Parameter)
 
 
 def _literal(node: fx.Node) -> float | None:

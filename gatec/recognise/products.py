@@ -242,7 +242,7 @@ def _sees(f: Term, depth: int = 4) -> bool:
 def bilinear(p: Product) -> bool:
     """Two layers of one input multiplied."""
     first, second = (peeled(f) for f in p.factors)
-    return layered(first) and layered(second) and "embedding" not in (first.op, second.op) \
+    return first is not second and layered(first) and layered(second) and "embedding" not in (first.op, second.op) \
         and peeled(first.args[0]) is peeled(second.args[0]) and not _dot(p)  # fmt: skip
 
 
