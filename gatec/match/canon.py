@@ -210,14 +210,19 @@ def _whole(a: fx.Node, b: fx.Node) -> bool:
 
 def _learned(node: fx.Node) -> bool:
     """Whether what a graph reads is a parameter: torch's exporters leave that only on the module that owns the graph."""
+    return any(isinstance(value, nn.Parameter) for value in (_stored(node), node.meta.get("val")))
+
+
+def _stored(node: fx.Node) -> Any:
+    """What stands on the module that owns the graph."""
     value: Any = node.graph.owning_module
     for name in str(node.target).split("."):
         value = getattr(value, name, None)
-    return isinstance(value, nn.Parameter) or isinstance(node.meta.get("val"), nn.Parameter)
+    return value
 
 
 def _literal(node: fx.Node) -> float | None:
     """The number in a tensor that was written into a traced function: torch's own tracers keep it as an attribute."""
-    owner, name = node.graph.owning_module, str(node.target)
-    value = getattr(owner, name, None) if name.startswith(("_tensor_constant", "lifted_tensor")) else None
+    name = str(node.target).rpartition(".")[2]
+    value = _stored(node) if name.startswith(("_tensor_constant", "lifted_tensor")) else None
     return float(value) if isinstance(value, Tensor) and value.ndim == 0 and not value.is_meta else None

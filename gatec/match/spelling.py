@@ -361,7 +361,7 @@ BINARY: dict[str, Callable[..., Term | None]] = {
     "pow": al.power, "ipow": al.power, "maximum": ch.maximum, "minimum": ch.minimum, "max": _two(ch.maximum),
     "min": _two(ch.minimum), "fmax": ch.maximum, "fmin": ch.minimum, "gt": ch.compare("gt"), "ge": ch.compare("ge"),
     "lt": ch.compare("lt"), "le": ch.compare("le"), "greater": ch.compare("gt"), "less": ch.compare("lt"),
-    "greater_equal": ch.compare("ge"), "less_equal": ch.compare("le"),
+    "eq": ch.equal("eq"), "ne": ch.equal("ne"), "not_equal": ch.equal("ne"), "greater_equal": ch.compare("ge"), "less_equal": ch.compare("le"),
 }  # fmt: skip
 MATMUL = {"matmul": pk.matmul, "bmm": pk.matmul, "mm": pk.matmul, "imatmul": pk.matmul, "linalg_matmul": pk.matmul}
 OVER = {"softmax": "softmax", "_softmax": "softmax", "log_softmax": "log_softmax", "_log_softmax": "log_softmax"}
@@ -472,7 +472,7 @@ def _getattr(table: Table, args: list[Any], kwargs: dict[str, Any], shape: Any) 
 
 
 def _not(table: Table, args: list[Any], kwargs: dict[str, Any], shape: Any) -> Term | None:
-    return ch.negated(table, args[0]) if args[0].op in ("gt", "ge", "not") else None
+    return ch.negated(table, args[0]) if args[0].op in ("gt", "ge", "eq", "ne", "not") else None
 
 
 def _first_of(table: Table, args: list[Any], kwargs: dict[str, Any]) -> Term | None:

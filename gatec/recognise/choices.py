@@ -80,7 +80,7 @@ def _members(value: Term) -> list[Term]:
 def decided(scene: Scene) -> None:
     """where(score > threshold, a, b), and what is scattered back to the places of the k largest."""
     for term in (t for t in scene.terms if t not in scene.used):
-        if term.op == "where":
+        if term.op == "where" and not scene.folded(term):
             test, yes, no = term.args
             gate = signal(test)
             asked = tuple(peeled(a) for t in below((test,), 16) if t.op in DECISIONS for a in t.args)

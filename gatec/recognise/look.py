@@ -100,19 +100,20 @@ def pointwise_of(term: Term, sources: tuple[Term, ...], depth: int = 8) -> bool:
 
 def source(term: Term) -> Term | None:
     """The input of the layer that a value comes out of, under activations, norms and numbers."""
-    made = layer_of(term)
+    made = layer_of(term, alone=True)
     return whole(made.args[0]) if made is not None else None
 
 
-def layer_of(term: Term, depth: int = 10) -> Term | None:
-    """The layer that a value comes out of, under activations, norms and numbers."""
+def layer_of(term: Term, depth: int = 10, alone: bool = False) -> Term | None:
+    """The layer that a value comes out of, under activations, norms and numbers; `alone`: the only one."""
     term = peeled(term)
     if layered(term) or (term.op in CONTRACTIONS and any(peeled(a).op == "param" for a in term.args)):
         return term
     inner = term.op in ACTIVATIONS or norm(term) or (term.op in ("add", "mul") and bool(term.args))
-    if depth <= 0 or not inner:
+    args = [a for a in term.args if not fixed(a)]
+    if depth <= 0 or not inner or (alone and len(args) > 1):
         return None
-    return next((f for a in term.args if (f := layer_of(a, depth - 1)) is not None), None)
+    return next((f for a in args if (f := layer_of(a, depth - 1, alone)) is not None), None)
 
 
 def attention(term: Term, depth: int = 12) -> bool:
@@ -126,8 +127,8 @@ def attention(term: Term, depth: int = 12) -> bool:
 def attends(weights: Term) -> bool:
     """softmax of scores between two activations: attention weights, not a gate."""
     weights = peeled(weights)
-    while weights.op in ("mul", "add") and len(weights.args) == 1:
-        weights = peeled(weights.args[0])
+    while weights.op == "mul" and (inner := [a for a in weights.args if peeled(a).op in ("softmax", "mul")]):
+        weights = peeled(inner[0])  # times a number, or zero where everything is masked
     return weights.op == "softmax" and any(_scores(t) for t in below(weights.args, 24))
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from gatec.match import Term
+from gatec.match.written import number
 from gatec.recognise.look import ACTIVATIONS, below, fixed, layers, learned, norm, parameter, peeled
 
 BOUNDED = {"sigmoid", "hardsigmoid", "softmax", "tanh", "clamp"}
-DECISIONS = {"gt", "ge", "not", "call:eq", "call:ne", "call:heaviside", "call:sign", "call:round", "call:logical_and",
+DECISIONS = {"gt", "ge", "not", "eq", "ne", "call:heaviside", "call:sign", "call:round", "call:logical_and",
              "call:logical_or", "call:logical_not", "call:bitwise_and", "call:bitwise_or", "call:isnan", "call:one_hot"}  # fmt: skip
 CHOICES = {"call:topk", "call:sort", "call:gather", "call:scatter", "call:scatter_add", "call:index", "call:getitem",
            "call:index_select", "call:take_along_dim", "amax", "argmax", "call:argmax", "call:one_hot"}  # fmt: skip
@@ -61,7 +63,9 @@ def signal(factor: Term) -> Signal | None:
 
 
 def _decided(found: Term) -> bool:
-    """Rounding decides where a signal is rounded, not where numbers are quantised."""
+    """Rounding decides where a signal is rounded, not where numbers are quantised; what is infinite is masked."""
+    if any(t.op in ("eq", "ne") and number(t.args[1]) in (math.inf, -math.inf) for t in below((found,), 12)):
+        return False
     if found.op not in ("call:round",):
         return True
     inner = core(found.args[0])[0] if found.args else found
@@ -100,7 +104,7 @@ def core(factor: Term, depth: int = 12) -> tuple[Term, bool]:
         found, chosen = core(factor.args[0], depth - 1)
         return (found, chosen) if found.op in ACTIVATIONS else (factor, False)
     chosen = factor.op in CHOICES or factor.op.startswith("call:scatter")
-    if not chosen and factor.op not in ("mul", "sum", "call:eq"):
+    if not chosen and factor.op not in ("mul", "sum", "eq"):
         return factor, False
     for a in factor.args:
         found, inner = core(a, depth - 1)

@@ -135,8 +135,8 @@ def _consume(scene: Scene, chain: list[Step]) -> None:
         inside = below((step.decay, *step.rest, *(s.factor for s in gates)), 64)
         scene.used.update((step.term, step.product, *step.term.args, *_readings(scene, step), *inside))
         scene.claim(gates)
-    for t in [t for t in below((chain[-1].state,)) if t.op == "mul"]:  # the first steps, from a state of zeros
-        scene.used.update((t, *(r for f in t.args for r in scene.readers[f] if without(t.args, r.args))))
+    for t in [t for t in below((chain[-1].term, chain[-1].state)) if t.op == "mul"]:  # the first steps, from a state of zeros
+        scene.used.update((t, *(r for f in t.args for r in scene.readers.get(f, ()) if without(t.args, r.args))))
 
 
 def _readings(scene: Scene, step: Step) -> list[Term]:
