@@ -20,6 +20,13 @@ def parameters(gates: tuple[Term, ...]) -> int:
     return sum(found.values())
 
 
+def inner(canon: Canon, term: Term) -> int:
+    """The parameters of a cell that is a module without a graph."""
+    if not term.op.startswith("module:"):
+        return 0
+    return sum(p.numel() for p in canon.module_of(term.data[0]).parameters())
+
+
 def weights(term: Term) -> int:
     if term.op == "param":
         return elements(term)

@@ -259,13 +259,22 @@ PLAIN: tuple[tuple[str, Callable[[Product], bool]], ...] = (
 )
 
 
+def _weight(f: Term) -> tuple[bool, bool]:
+    """Of two factors without a signal the one gates that is one plus something, or that sees other positions."""
+    made = layer_of(f)
+    return _one_plus(f), made is not None and (mixes_positions(made) or _sees(f))
+
+
 def product(scene: Scene, term: Term) -> Hit | None:
     """The gate that one product is, or None."""
     p = Product(scene, term)
     gate = p.gate
     if gate is None:
         kind = next((k for k, test in PLAIN if test(p)), "") if len(p.factors) == 2 else ""
-        return Hit(kind, "identity" if kind == "glu" else "linear", term, p.factors[:1], p.factors[1:]) if kind else None
+        if not kind:
+            return None
+        first, second = sorted(p.factors, key=_weight, reverse=True)
+        return Hit(kind, "identity" if kind == "glu" else "linear", term, (first,), (second,))
     if gate.key in scene.claimed:
         return None
     kind = next(k for k, test in SIGNALLED if test(p))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from gatec.match import Canon, Term
 from gatec.recognise import cost
@@ -26,7 +27,8 @@ def finds(canon: Canon) -> list[Find]:
 
 def products(scene: Scene) -> None:
     for term in [t for t in scene.having("mul") if len(t.args) > 1 and t not in scene.used]:
-        hit = product(scene, term) if scene.maximal(term) and term not in scene.used else None
+        open_yet = term not in scene.used and scene.maximal(term) and not scene.folded(term)
+        hit = product(scene, term) if open_yet else None
         if hit is not None:
             scene.take(hit)
 
@@ -36,11 +38,11 @@ def _find(scene: Scene, hit: Hit) -> Find | None:
     if place is None:
         return None
     path, node = place
-    value = node.meta.get("val")
-    shape = tuple(value.shape) if isinstance(value, Tensor) else ()
+    value = next((v for v in tree_leaves(node.meta.get("val")) if isinstance(v, Tensor)), None)
+    shape = tuple(value.shape) if value is not None else ()
     own = cost.pointwise(scene.canon, path, node, hit.values)
     return Find(hit.kind, hit.signal, _value(hit), path, str(node.meta.get("where", "")), shape, _equation(hit),
-                cost.parameters(hit.gates), cost.flops(hit.gates, own), cost.traffic(own), node, hit.term)  # fmt: skip
+                cost.parameters(hit.gates) + cost.inner(scene.canon, hit.term), cost.flops(hit.gates, own), cost.traffic(own), node, hit.term)  # fmt: skip
 
 
 def _value(hit: Hit) -> str:

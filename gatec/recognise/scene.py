@@ -66,9 +66,9 @@ class Scene:
 
     def folded(self, term: Term) -> bool:
         """Whether what is computed from a term has taken another form, in which the term does not occur."""
-        read = any(self.canon.terms.get((path, u)) not in (None, term) for path, n in self.canon.carriers.get(term, ()) for u in n.users)
-        larger = any(not self.maximal(t) for t in (term,))
-        return read and not larger and term not in self.readers
+        users = [(path, u) for path, n in self.canon.carriers.get(term, ()) for u in n.users]
+        read = any(self.canon.terms.get(place) not in (None, term) for place in users)
+        return read and self.maximal(term) and term not in self.readers
 
     def take(self, hit: Hit) -> None:
         """Keep a find; its parts and what its signals are made of are no finds of their own."""
