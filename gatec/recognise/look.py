@@ -76,8 +76,9 @@ def parameter(term: Term) -> bool:
 
 def fixed(term: Term, most: int = 48) -> bool:
     """Whether a value is the same for every input: made of parameters, buffers and numbers alone."""
-    leaves = [t for t in below((term,), most) if not t.args or layered(t)]
-    return bool(leaves) and all(t.op in ("param", "embedding") or t.op in FIXED for t in leaves)
+    inside = list(below((term,), most))
+    leaves = [t for t in inside if not t.args or layered(t)]
+    return bool(leaves) and len(inside) < most and all(t.op in ("param", "embedding") or t.op in FIXED for t in leaves)
 
 
 def learned(term: Term, most: int = 64) -> bool:
@@ -109,7 +110,7 @@ def layer_of(term: Term, depth: int = 10, alone: bool = False) -> Term | None:
     term = peeled(term)
     if layered(term) or (term.op in CONTRACTIONS and any(peeled(a).op == "param" for a in term.args)):
         return term
-    inner = term.op in ACTIVATIONS or norm(term) or (term.op in ("add", "mul") and bool(term.args))
+    inner = term.op in ACTIVATIONS or norm(term) or (term.op in ("add", "mul", "call:cat") and bool(term.args))
     args = [a for a in term.args if not fixed(a)]
     if depth <= 0 or not inner or (alone and len(args) > 1):
         return None
@@ -153,7 +154,7 @@ def axis(term: Term, depth: int = 12) -> int | None:
         held = axis(term.args[0], depth - 1)
         held = held if held is not None else {3: -1, 4: -3}.get(rank)
         return perm.index(held + rank) - rank if held is not None and held + rank in perm else None
-    if depth <= 0 or not (term.op in POINTWISE or norm(term)):
+    if depth <= 0 or not (term.op in POINTWISE or norm(term)) or (term.op == "view" and term.shape != term.args[0].shape):
         return None
     return next((found for a in term.args if (found := axis(a, depth - 1)) is not None), None)
 

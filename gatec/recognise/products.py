@@ -270,7 +270,7 @@ def product(scene: Scene, term: Term) -> Hit | None:
     p = Product(scene, term)
     gate = p.gate
     if gate is None:
-        kind = next((k for k, test in PLAIN if test(p)), "") if len(p.factors) == 2 else ""
+        kind = next((k for k, test in PLAIN if test(p)), "") if len(set(p.factors)) == len(p.factors) == 2 else ""
         if not kind:
             return None
         first, second = sorted(p.factors, key=_weight, reverse=True)

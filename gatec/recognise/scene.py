@@ -42,9 +42,13 @@ class Scene:
         inner = [a for t in canon.carriers if t.op == "add" for a in t.args if a.op == "mul"]
         terms = sorted({*canon.carriers, *inner}, key=lambda t: t.number)
         scene = cls(canon, terms=terms)
-        for term in terms:
+        queue, reached = list(terms), set(terms)
+        for term in queue:
             for a in dict.fromkeys(term.args):
                 scene.readers.setdefault(a, []).append(term)
+                if a not in reached:
+                    reached.add(a)
+                    queue.append(a)
         return scene
 
     def having(self, op: str) -> Iterator[Term]:
@@ -57,12 +61,10 @@ class Scene:
 
     def maximal(self, term: Term) -> bool:
         """Whether not all who read a product or sum compute a larger one with it."""
-        for path, node in self.canon.carriers.get(term, ()):
-            terms = [self.canon.terms.get((path, u)) for u in node.users]
-            others = [t for t in terms if t is not None and t is not term]
-            if others and all(t.op == term.op and set(term.args) <= set(t.args) for t in others):
-                return False
-        return True
+        places = self.canon.carriers.get(term, ())
+        terms = [self.canon.terms.get((path, u)) for path, n in places for u in n.users]
+        others = [t for t in terms if t is not None and t is not term]
+        return not others or not all(t.op == term.op and set(term.args) <= set(t.args) for t in others)
 
     def folded(self, term: Term) -> bool:
         """Whether what is computed from a term has taken another form, in which the term does not occur."""

@@ -228,15 +228,17 @@ def parallel(scene: Scene) -> None:
     """exp of cumulative sums of learned logarithms: one find for each such sum."""
     delta(scene)
     found: dict[Term, list[Term]] = {}
+    known: dict[object, Term] = {}
     for term in (t for t in scene.terms if t not in scene.used and t.op in ("mul", "exp", "call:cumprod")):
         for f in (term, *term.args):
             base = _accumulated(f) if f.op in ("exp", "call:cumprod") else None
             if base is not None:
-                found.setdefault(base, []).append(term)
+                key = frozenset(t.data for t in below((base,)) if layered(t) or parameter(t))
+                found.setdefault(known.setdefault(key, base), []).append(term)
     for base, terms in found.items():
         products = [t for t in terms if t.op == "mul"] or terms
         last = products[-1]
-        gate = next((f for f in (last, *last.args) if f.op in ("exp", "call:cumprod") and _accumulated(f) is base), last)
+        gate = next((f for f in (last, *last.args) if f.op in ("exp", "call:cumprod") and _accumulated(f)), last)
         values = tuple(f for f in last.args if f is not gate) if last is not gate else ()
         name = next((t.op for t in below((base,), 24) if t.op in ("sigmoid", "logsigmoid", "softplus")), "exp")
         scene.take(Hit("recurrence", name, last, (gate,), values, (*terms, *below((base,)))))

@@ -52,6 +52,8 @@ def streams(s: Sum) -> Hit | None:
     keys = {g.factor for _, g in gated}
     if len(gated) < 2 or len(keys) < 2 or any(g.key in s.scene.claimed for _, g in gated):
         return _shares(s)
+    if any(reaches(p, q, 300) for p, _ in gated for q, _ in gated if p is not q):
+        return None  # one after the other: two residual branches
     values = tuple(f for p, g in gated for f in p.args if f is not g.factor)
     return Hit("mixture", gated[0][1].name, s.term, tuple(g.factor for _, g in gated), values, tuple(p for p, _ in gated))
 
