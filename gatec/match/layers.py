@@ -213,7 +213,9 @@ ALSO = {"normalized_shape": "shape", "num_groups": "shape", "group": "shape", "a
         "use_input_stats": "training"}  # fmt: skip
 
 
-def called(table: Table, name: str, x: Any, seen: Shape, args: list[Any], kwargs: dict[str, Any], shape: Shape) -> Term | None:
+def called(
+    table: Table, name: str, x: Any, seen: Shape, args: list[Any], kwargs: dict[str, Any], shape: Shape
+) -> Term | None:
     """The term of a layer called as a function."""
     function, names = LAYERS[name]
     given = dict(zip(names, args, strict=False)) | {ALSO.get(k, k): v for k, v in kwargs.items()}

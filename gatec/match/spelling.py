@@ -361,7 +361,8 @@ BINARY: dict[str, Callable[..., Term | None]] = {
     "pow": al.power, "ipow": al.power, "maximum": ch.maximum, "minimum": ch.minimum, "max": _two(ch.maximum),
     "min": _two(ch.minimum), "fmax": ch.maximum, "fmin": ch.minimum, "gt": ch.compare("gt"), "ge": ch.compare("ge"),
     "lt": ch.compare("lt"), "le": ch.compare("le"), "greater": ch.compare("gt"), "less": ch.compare("lt"),
-    "eq": ch.equal("eq"), "ne": ch.equal("ne"), "not_equal": ch.equal("ne"), "greater_equal": ch.compare("ge"), "less_equal": ch.compare("le"),
+    "eq": ch.equal("eq"), "ne": ch.equal("ne"), "not_equal": ch.equal("ne"),
+    "greater_equal": ch.compare("ge"), "less_equal": ch.compare("le"),
 }  # fmt: skip
 MATMUL = {"matmul": pk.matmul, "bmm": pk.matmul, "mm": pk.matmul, "imatmul": pk.matmul, "linalg_matmul": pk.matmul}
 OVER = {"softmax": "softmax", "_softmax": "softmax", "log_softmax": "log_softmax", "_log_softmax": "log_softmax"}
@@ -463,7 +464,8 @@ def _addmm(table: Table, args: list[Any], kwargs: dict[str, Any], shape: Any) ->
 def _getattr(table: Table, args: list[Any], kwargs: dict[str, Any], shape: Any) -> Term | None:
     x, name = args
     if isinstance(x, Term) and x.op == "tuple" and name in ("values", "indices"):
-        return x.args[name == "indices"]
+        values, indices = x.args[:2]
+        return values if name == "values" else indices
     if isinstance(x, Term) and x.op.startswith("call:") and name in ("values", "indices"):
         return table.make("item", x, data=int(name == "indices"), shape=shape)
     if name in ("T", "mT", "H", "mH") and isinstance(x, Term) and x.shape is not None and len(x.shape) == 2:

@@ -39,18 +39,26 @@ def _weights(term: Term) -> Iterator[Signal]:
 def _router(weights: Term, found: list[tuple[Term, Signal]]) -> Hit | None:
     products = [(t, g) for t, g in found if any(_stream(v) for v in t.args if v is not g.factor)]
     parts = {g.factor for _, g in products}
-    if not products or not (any(g.chosen for _, g in products) or len(parts) > 1 or any(_bundled(t, g) for t, g in products)):
+    if not products or not (
+        any(g.chosen for _, g in products) or len(parts) > 1 or any(_bundled(t, g) for t, g in products)
+    ):
         return None
     term, gate = products[-1]
     values = tuple(f for t, g in products for f in t.args if f is not g.factor and not fixed(f))
     members = [m for v in values for m in _members(v)]
     mixture = fixed(weights) or (not gate.chosen and any(reaches(weights, m) for m in members))
-    return Hit("mixture" if mixture else "router", weights.op, term, (gate.factor,), values, tuple(t for t, _ in products))
+    return Hit(
+        "mixture" if mixture else "router", weights.op, term, (gate.factor,), values, tuple(t for t, _ in products)
+    )
 
 
 def _stream(value: Term) -> bool:
     """Something to be weighed: no number, and no mask of chosen places."""
-    return not fixed(value) and core(value)[0].op not in DECISIONS and peeled(value).op not in ("recip", "log", "log_softmax")
+    return (
+        not fixed(value)
+        and core(value)[0].op not in DECISIONS
+        and peeled(value).op not in ("recip", "log", "log_softmax")
+    )
 
 
 def _bundled(term: Term, gate: Signal) -> bool:

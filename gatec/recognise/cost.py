@@ -27,6 +27,12 @@ def inner(canon: Canon, term: Term) -> int:
     return sum(p.numel() for p in canon.module_of(term.data[0]).parameters())
 
 
+def steps(canon: Canon, term: Term) -> int:
+    """The operations of a cell that is a module without a graph: all its weights at every step."""
+    x = term.args[0] if term.args else term
+    return 2 * inner(canon, term) * (elements(x) // int((x.shape or (1,))[-1]))
+
+
 def weights(term: Term) -> int:
     if term.op == "param":
         return elements(term)

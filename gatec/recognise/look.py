@@ -11,7 +11,17 @@ CALLS = ("layer:", "call:", "module:")
 VIEWS = {"view", "part", "select", "item", "transpose", "permute", "cast", "dropout", "repeat", "call:contiguous"}
 WHOLE = {"view", "transpose", "permute", "cast", "dropout", "call:contiguous"}
 CONTRACTIONS = {"call:matmul", "call:bmm", "call:mm", "call:einsum", "call:baddbmm", "call:addmm", "call:tensordot"}
-REDUCTIONS = {"sum", "mean", "amax", "amin", "call:norm", "call:linalg_vector_norm", "call:std", "call:var", "call:normalize"}
+REDUCTIONS = {
+    "sum",
+    "mean",
+    "amax",
+    "amin",
+    "call:norm",
+    "call:linalg_vector_norm",
+    "call:std",
+    "call:var",
+    "call:normalize",
+}
 ACTIVATIONS = {"sigmoid", "hardsigmoid", "tanh", "silu", "swish", "gelu", "gelu_tanh", "relu", "relu2", "mish", "hardswish",
                "elu", "celu", "selu", "softplus", "leaky_relu", "softsign", "clamp", "softmax"}  # fmt: skip
 POINTWISE = ACTIVATIONS | VIEWS | {"add", "mul", "recip", "exp", "log", "sqrt", "rsqrt", "pow", "abs", "logsigmoid", "sin", "cos",
@@ -154,7 +164,11 @@ def axis(term: Term, depth: int = 12) -> int | None:
         held = axis(term.args[0], depth - 1)
         held = held if held is not None else {3: -1, 4: -3}.get(rank)
         return perm.index(held + rank) - rank if held is not None and held + rank in perm else None
-    if depth <= 0 or not (term.op in POINTWISE or norm(term)) or (term.op == "view" and term.shape != term.args[0].shape):
+    if (
+        depth <= 0
+        or not (term.op in POINTWISE or norm(term))
+        or (term.op == "view" and term.shape != term.args[0].shape)
+    ):
         return None
     return next((found for a in term.args if (found := axis(a, depth - 1)) is not None), None)
 

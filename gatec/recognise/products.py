@@ -47,7 +47,9 @@ class Product:
         """Without the factors of an inner find, which stands for them; without what only scales."""
         inner = max(self._inner(), key=lambda h: len(h.term.args), default=None)
         rest = list(self.term.args) if inner is None else without(self.term.args, inner.term.args) or []
-        kept = [f for f in rest if signal(f) is not None or not (peeled(f).op in OVER or fixed(f) or self._statistic(f))]
+        kept = [
+            f for f in rest if signal(f) is not None or not (peeled(f).op in OVER or fixed(f) or self._statistic(f))
+        ]
         return (*([inner.term] if inner is not None else []), *kept)
 
     def _inner(self) -> list[Hit]:
@@ -59,14 +61,20 @@ class Product:
         others = {t for o in self.term.args if o is not f for t in (o, whole(o))}
         inside = list(below((f,), 24, stop=others))
         own = [t for t in inside if t not in others]
-        return any(t.op in REDUCTIONS for t in own) and len(own) < len(inside) and not any(layered(t) or parameter(t) for t in own)
+        return (
+            any(t.op in REDUCTIONS for t in own)
+            and len(own) < len(inside)
+            and not any(layered(t) or parameter(t) for t in own)
+        )
 
     @cached_property
     def gate(self) -> Signal | None:
         """Of several signals the bounded one gates, the narrow one before the wide one."""
         found = [s for f in self.factors if f is not self.inner and (s := signal(f)) is not None]
         found = [s for s in found if any(o is not s.factor for o in self.factors) and not self._activates(s)]
-        return min(found, key=lambda s: (not s.chosen, not s.decides, not s.bounded, -self.broadcast(s.factor)), default=None)
+        return min(
+            found, key=lambda s: (not s.chosen, not s.decides, not s.bounded, -self.broadcast(s.factor)), default=None
+        )
 
     @property
     def inner(self) -> Term | None:
@@ -112,7 +120,9 @@ def confident(p: Product) -> bool:
 def confidence(test: Term) -> bool:
     """Whether a decision asks how sure a softmax is: its largest, its entropy."""
     inside = list(below((test,), 32))
-    return any(t.op == "softmax" for t in inside) and any(t.op in ("amax", "log", "call:max", "sum", "call:topk") for t in inside)
+    return any(t.op == "softmax" for t in inside) and any(
+        t.op in ("amax", "log", "call:max", "sum", "call:topk") for t in inside
+    )
 
 
 def decides(p: Product) -> bool:
@@ -228,7 +238,9 @@ def meets_neighbours(p: Product) -> bool:
     made = [layer_of(f) for f in p.factors]
     if any(m is not None and mixes_positions(m) for m in made):
         return True
-    return any(m is not None and _sees(f) for m, f in zip(made, p.factors, strict=True)) and not all(map(_sees, p.factors))
+    return any(m is not None and _sees(f) for m, f in zip(made, p.factors, strict=True)) and not all(
+        map(_sees, p.factors)
+    )
 
 
 def _sees(f: Term, depth: int = 4) -> bool:
@@ -268,6 +280,8 @@ def _weight(f: Term) -> tuple[bool, bool]:
 def product(scene: Scene, term: Term) -> Hit | None:
     """The gate that one product is, or None."""
     p = Product(scene, term)
+    if all(term.args.count(f) % 2 == 0 for f in term.args):
+        return None  # a square
     gate = p.gate
     if gate is None:
         kind = next((k for k, test in PLAIN if test(p)), "") if len(set(p.factors)) == len(p.factors) == 2 else ""
@@ -279,4 +293,3 @@ def product(scene: Scene, term: Term) -> Hit | None:
         return None
     kind = next(k for k, test in SIGNALLED if test(p))
     return Hit(kind, gate.name, term, (gate.factor,), p.values) if kind else None
-

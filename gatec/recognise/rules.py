@@ -41,8 +41,20 @@ def _find(scene: Scene, hit: Hit) -> Find | None:
     value = next((v for v in tree_leaves(node.meta.get("val")) if isinstance(v, Tensor)), None)
     shape = tuple(value.shape) if value is not None else ()
     own = cost.pointwise(scene.canon, path, node, hit.values)
-    return Find(hit.kind, hit.signal, _value(hit), path, str(node.meta.get("where", "")), shape, _equation(hit),
-                cost.parameters(hit.gates) + cost.inner(scene.canon, hit.term), cost.flops(hit.gates, own), cost.traffic(own), node, hit.term)  # fmt: skip
+    return Find(
+        hit.kind,
+        hit.signal,
+        _value(hit),
+        path,
+        str(node.meta.get("where", "")),
+        shape,
+        _equation(hit),
+        parameters=cost.parameters(hit.gates) + cost.inner(scene.canon, hit.term),
+        flops=cost.flops(hit.gates, own) + cost.steps(scene.canon, hit.term),
+        bytes=cost.traffic(own),
+        node=node,
+        term=hit.term,
+    )
 
 
 def _value(hit: Hit) -> str:

@@ -90,7 +90,8 @@ class Scene:
         if not held:
             above = [r for r in self.readers.get(term, ()) if r in self.canon.carriers]
             held = self.canon.carriers[above[0]] if above else []
-        return max(held, key=lambda place: place[0].count(".") + bool(place[0])) if held else None
+        made = [place for place in held if place[1].op != "placeholder"] or held
+        return max(made, key=lambda place: place[0].count(".") + bool(place[0])) if made else None
 
     def sizes(self, factor: Term, product: Term) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The sizes with which a factor meets the rest of a product, and those of the result."""
@@ -98,9 +99,9 @@ class Scene:
             for user in node.users:
                 whole = self.canon.terms.get((path, user))
                 if whole is not None and whole is not factor and (whole is product or factor in whole.args):
-                    found = [n.meta.get("val") for n in (node, user)]
-                    if all(isinstance(v, Tensor) for v in found):
-                        a, b = tuple(_unexpanded(node)), tuple(found[1].shape)
+                    result = user.meta.get("val")
+                    if isinstance(result, Tensor) and isinstance(node.meta.get("val"), Tensor):
+                        a, b = _unexpanded(node), tuple(result.shape)
                         return (1,) * (len(b) - len(a)) + a, b
         a, b = factor.shape or (), product.shape or ()
         return (1,) * (len(b) - len(a)) + a, b
@@ -111,7 +112,11 @@ def _unexpanded(node: fx.Node) -> tuple[int, ...]:
     sizes = tuple(node.meta["val"].shape)
     while node.all_input_nodes and isinstance(value := node.all_input_nodes[0].meta.get("val"), Tensor):
         before = tuple(value.shape)
-        if before == sizes or len(before) != len(sizes) or any(a not in (1, b) for a, b in zip(before, sizes, strict=True)):
+        if (
+            before == sizes
+            or len(before) != len(sizes)
+            or any(a not in (1, b) for a, b in zip(before, sizes, strict=True))
+        ):
             break
         node, sizes = node.all_input_nodes[0], before
     return sizes

@@ -7,7 +7,18 @@ from dataclasses import dataclass
 
 from gatec.match import Term
 from gatec.match.written import complement, without
-from gatec.recognise.look import CONTRACTIONS, POINTWISE, below, fixed, layered, learned, parameter, peeled, raw, reaches
+from gatec.recognise.look import (
+    CONTRACTIONS,
+    POINTWISE,
+    below,
+    fixed,
+    layered,
+    learned,
+    parameter,
+    peeled,
+    raw,
+    reaches,
+)
 from gatec.recognise.scene import Hit, Scene
 from gatec.recognise.signals import Signal, core, signal
 
@@ -131,11 +142,15 @@ def _complements(f: Term, g: Term) -> bool:
 def _consume(scene: Scene, chain: list[Step]) -> None:
     """All that the steps are made of: their products, what flows in, how the state is read."""
     for step in chain:
-        gates = [s for a in (*step.term.args, *_readings(scene, step)) for f in (a, *a.args) if (s := signal(f)) is not None]
+        gates = [
+            s for a in (*step.term.args, *_readings(scene, step)) for f in (a, *a.args) if (s := signal(f)) is not None
+        ]
         inside = below((step.decay, *step.rest, *(s.factor for s in gates)), 64)
         scene.used.update((step.term, step.product, *step.term.args, *_readings(scene, step), *inside))
         scene.claim(gates)
-    for t in [t for t in below((chain[-1].term, chain[-1].state)) if t.op == "mul"]:  # the first steps, from a state of zeros
+    for t in [
+        t for t in below((chain[-1].term, chain[-1].state)) if t.op == "mul"
+    ]:  # the first steps, from a state of zeros
         scene.used.update((t, *(r for f in t.args for r in scene.readers.get(f, ()) if without(t.args, r.args))))
 
 
@@ -173,9 +188,13 @@ def _resets(t: Term, step: Step) -> bool:
 
 def _lstm(scene: Scene, step: Step) -> Hit | None:
     """A state kept by one sigmoid while others let something in."""
-    entries = [(a, s) for a in step.rest if a.op == "mul" for f in a.args
-               if (s := signal(f)) is not None and s.core.op == "sigmoid" and s.factor is not step.decay and not s.fixed]  # fmt: skip
-    if not entries or core(step.decay)[0].op != "sigmoid" or any(_complements(s.factor, step.decay) for _, s in entries):
+    signals = [(a, s) for a in step.rest if a.op == "mul" for f in a.args if (s := signal(f)) is not None]
+    entries = [(a, s) for a, s in signals if s.core.op == "sigmoid" and s.factor is not step.decay and not s.fixed]
+    if (
+        not entries
+        or core(step.decay)[0].op != "sigmoid"
+        or any(_complements(s.factor, step.decay) for _, s in entries)
+    ):
         return None
     read = [p for p in _readings(scene, step) if any(core(f)[0].op == "sigmoid" for f in p.args)]
     lets_in = any(core(f)[0].op == "tanh" for a, _ in entries for f in a.args)

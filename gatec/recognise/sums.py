@@ -55,11 +55,17 @@ def streams(s: Sum) -> Hit | None:
     if any(reaches(p, q, 300) for p, _ in gated for q, _ in gated if p is not q):
         return None  # one after the other: two residual branches
     values = tuple(f for p, g in gated for f in p.args if f is not g.factor)
-    return Hit("mixture", gated[0][1].name, s.term, tuple(g.factor for _, g in gated), values, tuple(p for p, _ in gated))
+    return Hit(
+        "mixture", gated[0][1].name, s.term, tuple(g.factor for _, g in gated), values, tuple(p for p, _ in gated)
+    )
 
 
 def _own(product: Term) -> Signal | None:
-    found = [g for f in product.args if (g := signal(f)) is not None and g.core.op in ("sigmoid", "hardsigmoid") and not g.fixed]
+    found = [
+        g
+        for f in product.args
+        if (g := signal(f)) is not None and g.core.op in ("sigmoid", "hardsigmoid") and not g.fixed
+    ]
     return found[0] if len(product.args) > 1 and found and not found[0].chosen else None
 
 

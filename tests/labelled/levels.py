@@ -64,7 +64,9 @@ def by_fx(name):
 def by_make_fx(name):
     snippet = BY_NAME[name]
     module = built(snippet)
-    graph = make_fx(lambda *a: module(*a), tracing_mode="fake", pre_dispatch=True, _allow_non_fake_inputs=True)(*given([snippet])).graph
+    graph = make_fx(lambda *a: module(*a), tracing_mode="fake", pre_dispatch=True, _allow_non_fake_inputs=True)(
+        *given([snippet])
+    ).graph
     return found(graph)
 
 

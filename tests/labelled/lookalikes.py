@@ -15,7 +15,11 @@ class Plain(nn.Module):
         super().__init__()
         self.fc, self.up, self.out = nn.Linear(D, D), nn.Linear(D, H), nn.Linear(H, D)
         self.conv = nn.Conv2d(D, D, 3, padding=1)
-        self.weight, self.bias, self.temperature = nn.Parameter(torch.ones(D)), nn.Parameter(torch.zeros(D)), nn.Parameter(torch.ones(()))
+        self.weight, self.bias, self.temperature = (
+            nn.Parameter(torch.ones(D)),
+            nn.Parameter(torch.zeros(D)),
+            nn.Parameter(torch.ones(())),
+        )
         self.register_buffer("mean", torch.zeros(D))
         self.register_buffer("var", torch.ones(D))
         self.register_buffer("mask", torch.ones(6, 6).tril())

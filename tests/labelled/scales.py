@@ -142,7 +142,9 @@ class FieldSE(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.excitation = nn.Sequential(nn.Linear(6, 3, bias=False), nn.ReLU(), nn.Linear(3, 6, bias=False), nn.Sigmoid())
+        self.excitation = nn.Sequential(
+            nn.Linear(6, 3, bias=False), nn.ReLU(), nn.Linear(3, 6, bias=False), nn.Sigmoid()
+        )
 
     def forward(self, fields):
         z = torch.mean(fields, dim=-1, out=None)
@@ -287,7 +289,10 @@ class DepthGate(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.theta, self.block = nn.Parameter(torch.ones(())), nn.Sequential(nn.Linear(D, H), nn.ReLU(), nn.Linear(H, D))
+        self.theta, self.block = (
+            nn.Parameter(torch.ones(())),
+            nn.Sequential(nn.Linear(D, H), nn.ReLU(), nn.Linear(H, D)),
+        )
 
     def forward(self, x):
         g = self.theta**2 / (self.theta**2 + 1e-4)
@@ -404,7 +409,11 @@ class AdaGN(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.norm, self.time_emb_proj, self.conv = nn.GroupNorm(2, D), nn.Linear(D, 2 * D), nn.Conv2d(D, D, 3, padding=1)
+        self.norm, self.time_emb_proj, self.conv = (
+            nn.GroupNorm(2, D),
+            nn.Linear(D, 2 * D),
+            nn.Conv2d(D, D, 3, padding=1),
+        )
 
     def forward(self, x, temb):
         temb = self.time_emb_proj(F.silu(temb))[:, :, None, None]
@@ -431,7 +440,11 @@ class ViLN(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.cond, self.gamma, self.beta = nn.Linear(D, 2 * D), nn.Parameter(torch.ones(D)), nn.Parameter(torch.zeros(D))
+        self.cond, self.gamma, self.beta = (
+            nn.Linear(D, 2 * D),
+            nn.Parameter(torch.ones(D)),
+            nn.Parameter(torch.zeros(D)),
+        )
 
     def forward(self, h, v):
         dgamma, dbeta = self.cond(torch.tanh(v)).chunk(2, dim=-1)
@@ -443,7 +456,10 @@ class ViLN(nn.Module):
 class SPADE(nn.Module):
     def __init__(self):
         super().__init__()
-        self.norm, self.shared = nn.InstanceNorm2d(D, affine=False), nn.Sequential(nn.Conv2d(D, H, 3, padding=1), nn.ReLU())
+        self.norm, self.shared = (
+            nn.InstanceNorm2d(D, affine=False),
+            nn.Sequential(nn.Conv2d(D, H, 3, padding=1), nn.ReLU()),
+        )
         self.mlp_gamma, self.mlp_beta = nn.Conv2d(H, D, 3, padding=1), nn.Conv2d(H, D, 3, padding=1)
 
     def forward(self, x, segmap):
