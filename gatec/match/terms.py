@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, fx
@@ -24,7 +24,7 @@ class Linear:
     transposed: bool
     width: int
     rows: Rows
-    fan: int = 0  # inputs of each output
+    fan: int = field(default=0, compare=False)  # inputs of each output; says nothing about which layer it is
 
     @property
     def out(self) -> int:
