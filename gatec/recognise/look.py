@@ -164,13 +164,20 @@ def axis(term: Term, depth: int = 12) -> int | None:
         held = axis(term.args[0], depth - 1)
         held = held if held is not None else {3: -1, 4: -3}.get(rank)
         return perm.index(held + rank) - rank if held is not None and held + rank in perm else None
-    if (
-        depth <= 0
-        or not (term.op in POINTWISE or norm(term))
-        or (term.op == "view" and term.shape != term.args[0].shape)
-    ):
+    if depth <= 0 or not (term.op in POINTWISE or norm(term)) or not _same_axes(term):
         return None
     return next((found for a in term.args if (found := axis(a, depth - 1)) is not None), None)
+
+
+def _same_axes(term: Term) -> bool:
+    """Whether dimensions counted from the last mean the same before and after: a view may only add ones in front."""
+    return term.op != "view" or _bare(term) == _bare(term.args[0])
+
+
+def _bare(term: Term) -> tuple[int, ...]:
+    """Sizes without the leading ones."""
+    sizes = term.shape or ()
+    return sizes[next((i for i, s in enumerate(sizes) if s != 1), len(sizes)) :]
 
 
 def mixes_positions(term: Term) -> bool:

@@ -80,7 +80,22 @@ def _shares(s: Sum) -> Hit | None:
         if len({f for _, f in found}) > 1:
             values = tuple(f for p, g in found for f in p.args if f is not g and not fixed(f))
             return Hit("mixture", "learned", s.term, tuple(g for _, g in found), values, tuple(p for p, _ in found))
-    return None
+    return _levels(s)
+
+
+def _levels(s: Sum) -> Hit | None:
+    """g[0] a + g[1] b, where one layer makes a number per position for each stream."""
+    made: dict[str, list[tuple[Term, Term]]] = {}
+    for p in s.products:
+        for f in p.args:
+            layer = peeled(f)
+            if layered(layer) and len(p.args) > 1 and _repeated(s.scene, f, p):
+                made.setdefault(layer.data.weight, []).append((p, f))
+    found = next((uses for uses in made.values() if len({f for _, f in uses}) > 1), [])
+    if not found or any(reaches(p, q, 300) for p, _ in found for q, _ in found if p is not q):
+        return None
+    values = tuple(o for p, g in found for o in p.args if o is not g)
+    return Hit("mixture", "linear", s.term, tuple(g for _, g in found), values, tuple(p for p, _ in found))
 
 
 def _row(f: Term) -> Term | None:
@@ -135,7 +150,8 @@ def _conditioned_branch(s: Sum) -> Hit | None:
         for f in p.args:
             rest = tuple(o for o in p.args if o is not f and not fixed(o))
             narrow = len(rest) == 1 and _repeated(s.scene, f, p) and not _repeated(s.scene, rest[0], p)
-            if narrow and _affine(f) and peeled(f).op != "add" and s.beside(p) and source(rest[0]) is not source(f):
+            stream = any(whole(o).op != "mul" for o in s.beside(p))
+            if narrow and stream and _affine(f) and peeled(f).op != "add" and source(rest[0]) is not source(f):
                 return Hit("residual-scale", "linear", s.term, (f,), rest, (p,))
     return None
 
