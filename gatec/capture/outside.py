@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import torch.nn.attention
 from torch import nn
+from torch.nn.utils import parametrize
 
 from gatec.capture.structure import MISSING, attribute, frozen
 from gatec.errors import Refused
@@ -31,6 +32,7 @@ FORBIDDEN: list[tuple[Any, str, str]] = [
     (torch.nn.attention, "_sdpa_kernel", "it chooses a kernel for attention"),
     (torch.autograd, "grad", "it takes a derivative (torch.autograd.grad)"),
     (torch, "vmap", "it calls torch.vmap"),
+    (parametrize, "cached", "it keeps parametrized weights for a while (parametrize.cached)"),
     (threading.Thread, "start", "it starts a thread"),
     *[(time, n, "it asks for the time") for n in ("time", "perf_counter", "monotonic", "time_ns", "perf_counter_ns")],
     *[(random, n, "it asks Python for random numbers")

@@ -6,6 +6,7 @@ projections become row ranges of one Linear; activations have one name however t
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -15,8 +16,8 @@ from torch import Tensor, fx, nn
 
 from gatec.capture.guards import writes
 from gatec.capture.structure import PLAIN
-from gatec.match.spelling import layer, overwrites, spelled
-from gatec.match.terms import Table, Term, join, shape_of, storage
+from gatec.match.spelling import layer, name_of, overwrites, spelled
+from gatec.match.terms import Buffer, Table, Term, join, shape_of, storage
 
 Place = tuple[str, fx.Node]  # module path, node of that module's graph
 
@@ -44,8 +45,14 @@ class Canon:
     uses: Counter[str] = field(default_factory=Counter)  # how often code calls a module or reads a parameter
 
     def run(self, path: str, graph: fx.Graph) -> None:
-        inputs = [self.table.fresh(f"{path}:{n.name}", shape_of(n)) for n in graph.nodes if n.op == "placeholder"]
-        self.sweep(path, graph, inputs)
+        """Number a graph by itself. Dynamo passes parameters as inputs: they are parameters all the same."""
+        self.sweep(path, graph, [self._input(path, n) for n in graph.nodes if n.op == "placeholder"])
+
+    def _input(self, path: str, node: fx.Node) -> Term:
+        if isinstance(node.meta.get("val"), nn.Parameter):
+            name = re.sub("(_|^)(l_self|modules|parameters)_(?=[^_])", ".", node.name).strip("._")
+            return self.table.make("param", data=join(path, name.replace("..", ".")), shape=shape_of(node))
+        return self.table.fresh(f"{path}:{node.name}", shape_of(node))
 
     def _count(self, path: str, graph: fx.Graph) -> None:
         for node in graph.nodes:
@@ -109,7 +116,8 @@ class Canon:
             value = _literal(node)
             if value is not None:
                 return self.table.const(value)
-            return self.written.get(name) or self.table.make("param", data=name, shape=shape_of(node))
+            held = name if _learned(node) else Buffer(name)
+            return self.written.get(name) or self.table.make("param", data=held, shape=shape_of(node))
         if node.op == "call_module":
             return self._module(path, node, env)
         value = node.meta.get("val")
@@ -139,7 +147,7 @@ class Canon:
 
     def _unknown(self, path: str, node: fx.Node, env: dict[fx.Node, Term]) -> Term:
         args = [env[n] for n in node.all_input_nodes]
-        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+        name = name_of(node) or getattr(node.target, "__name__", str(node.target))
         return self.table.make(
             f"call:{name}", *args, data=(path, node.name, len(self.table.terms)), shape=shape_of(node)
         )
@@ -200,8 +208,21 @@ def _whole(a: fx.Node, b: fx.Node) -> bool:
     return whole and first.storage_offset() == second.storage_offset() and first.numel() == second.numel()
 
 
+def _learned(node: fx.Node) -> bool:
+    """Whether what a graph reads is a parameter: torch's exporters leave that only on the module that owns the graph."""
+    return any(isinstance(value, nn.Parameter) for value in (_stored(node), node.meta.get("val")))
+
+
+def _stored(node: fx.Node) -> Any:
+    """What stands on the module that owns the graph."""
+    value: Any = node.graph.owning_module
+    for name in str(node.target).split("."):
+        value = getattr(value, name, None)
+    return value
+
+
 def _literal(node: fx.Node) -> float | None:
     """The number in a tensor that was written into a traced function: torch's own tracers keep it as an attribute."""
-    owner, name = node.graph.owning_module, str(node.target)
-    value = getattr(owner, name, None) if name.startswith(("_tensor_constant", "lifted_tensor")) else None
+    name = str(node.target).rpartition(".")[2]
+    value = _stored(node) if name.startswith(("_tensor_constant", "lifted_tensor")) else None
     return float(value) if isinstance(value, Tensor) and value.ndim == 0 and not value.is_meta else None

@@ -23,10 +23,20 @@ def compare(name: str) -> Callable[..., Term]:
     return build
 
 
+def equal(name: str) -> Callable[..., Term]:
+    def build(table: Table, a: Operand, b: Operand, shape: Shape = None, alpha: float = 1) -> Term:
+        left, right = (x if isinstance(x, Term) else table.const(float(x)) for x in (a, b))
+        return table.make(name, *((right, left) if left.op == "const" else (left, right)), shape=shape)
+
+    return build
+
+
 def negated(table: Table, test: Term) -> Term:
     """not a > b is b >= a."""
     if test.op in ("gt", "ge"):
         return table.make({"gt": "ge", "ge": "gt"}[test.op], *test.args[::-1], shape=test.shape)
+    if test.op in ("eq", "ne"):
+        return table.make({"eq": "ne", "ne": "eq"}[test.op], *test.args, shape=test.shape)
     return test.args[0] if test.op == "not" else table.make("not", test, shape=test.shape)
 
 

@@ -23,20 +23,24 @@ def linear(table: Table, x: Any, weight: Any, bias: Any, transposed: bool, shape
         return None
     stored, transposed, rows = found
     assert stored.shape is not None
-    width = stored.shape[1 if transposed else 0]
+    fan, width = stored.shape if transposed else stored.shape[::-1]
     rows = rows or (0, width, 1)
     name = _bias(bias, rows, width)
     if bias is not None and name is None:
         return None
-    data = Linear(stored.data.rpartition(".")[0], stored.data, name, transposed, width, rows)
+    data = Linear(stored.data.rpartition(".")[0], stored.data, name, transposed, width, rows, fan)
     return table.make("linear", x, data=data, shape=shape)
 
 
 def _weight(w: Term, transposed: bool) -> tuple[Term, bool, Rows | None] | None:
     """The stored matrix behind a weight, whether its outputs are columns, and which of them are used."""
     rows: Rows | None = None
-    while w.op in ("transpose", "part"):
-        if w.op == "part":
+    while w.op in ("transpose", "part", "view"):
+        if w.op == "view":  # a matrix of one row, turned
+            if not w.shape or w.args[0].shape != w.shape[::-1] or 1 not in w.shape:
+                return None
+            transposed = not transposed
+        elif w.op == "part":
             if rows is not None or w.data[0] != (-1 if transposed else -2):
                 return None
             rows = w.data[1]

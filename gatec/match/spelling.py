@@ -11,6 +11,7 @@ from torch import fx, nn
 
 from gatec.match import algebra as al
 from gatec.match import choices as ch
+from gatec.match import layers as ly
 from gatec.match import packed as pk
 from gatec.match.terms import Linear, Table, Term, join, shape_of
 from gatec.match.written import number
@@ -139,8 +140,8 @@ def layer(table: Table, path: str, module: Any, x: Term, seen: al.Shape, shape: 
     kind = type(module)
     if kind.forward is nn.Linear.forward:
         bias = join(path, "bias") if getattr(module, "bias", None) is not None else None
-        width = module.weight.shape[0]
-        linear = Linear(path, join(path, "weight"), bias, False, width, (0, width, 1))
+        width, fan = module.weight.shape
+        linear = Linear(path, join(path, "weight"), bias, False, width, (0, width, 1), fan)
         return table.make("linear", x, data=linear, shape=shape)
     if isinstance(module, (nn.Dropout, nn.AlphaDropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)):
         return (
@@ -161,18 +162,12 @@ def layer(table: Table, path: str, module: Any, x: Term, seen: al.Shape, shape: 
     if kind in MODULES:
         name, data = MODULES[kind](module)
         return al.unary(table, name, x, data)
-    if isinstance(module, (nn.modules.conv._ConvNd, nn.LayerNorm, nn.GroupNorm, nn.Embedding)) or _pools(kind):
-        return table.make(f"layer:{kind.__name__}", x, data=path, shape=shape)
-    return None
-
-
-def _pools(kind: type) -> bool:
-    return kind.__module__ == "torch.nn.modules.pooling"
+    return ly.module(table, path, module, x, seen, shape)
 
 
 def spelled(table: Table, node: fx.Node, arg: Args) -> Term | None:
     """The term of a function or method call that the table knows, or None."""
-    name = _name(node)
+    name = name_of(node)
     if name is None or not (node.args or node.kwargs) or node.kwargs.get("out") is not None:
         return None
     args, kwargs = [arg(a) for a in node.args], {k: arg(v) for k, v in node.kwargs.items()}
@@ -184,7 +179,9 @@ def spelled(table: Table, node: fx.Node, arg: Args) -> Term | None:
     if name in BINARY:
         args = _aligned(table, node, args, shape)
     if name in BUILT:
-        return BUILT[name](table, args, kwargs, shape)
+        found = BUILT[name](table, args, kwargs, shape)
+        if found is not None or name not in ly.LAYERS:
+            return found
     if not args:
         return None
     x, seen = args[0], _seen(node, args[0])
@@ -194,6 +191,8 @@ def spelled(table: Table, node: fx.Node, arg: Args) -> Term | None:
         return pk.packed(
             table, name, x, seen, [_int(a) for a in args[1:]], {k: _int(v) for k, v in kwargs.items()}, shape
         )
+    if name in ly.LAYERS:
+        return ly.called(table, name, x, seen, args[1:], kwargs, shape)
     if name in OVER:
         dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
         return _over(table, OVER[name], x, seen, dim) if isinstance(dim, int) and dim is not True else None
@@ -213,7 +212,8 @@ def spelled(table: Table, node: fx.Node, arg: Args) -> Term | None:
     return None
 
 
-def _name(node: fx.Node) -> str | None:
+def name_of(node: fx.Node) -> str | None:
+    """The plain name of one of torch's own functions, methods and operators."""
     target: Any = node.target
     if isinstance(target, torch._ops.OpOverload):
         return _plain(target.overloadpacket.__name__)
@@ -361,6 +361,7 @@ BINARY: dict[str, Callable[..., Term | None]] = {
     "pow": al.power, "ipow": al.power, "maximum": ch.maximum, "minimum": ch.minimum, "max": _two(ch.maximum),
     "min": _two(ch.minimum), "fmax": ch.maximum, "fmin": ch.minimum, "gt": ch.compare("gt"), "ge": ch.compare("ge"),
     "lt": ch.compare("lt"), "le": ch.compare("le"), "greater": ch.compare("gt"), "less": ch.compare("lt"),
+    "eq": ch.equal("eq"), "ne": ch.equal("ne"), "not_equal": ch.equal("ne"),
     "greater_equal": ch.compare("ge"), "less_equal": ch.compare("le"),
 }  # fmt: skip
 MATMUL = {"matmul": pk.matmul, "bmm": pk.matmul, "mm": pk.matmul, "imatmul": pk.matmul, "linalg_matmul": pk.matmul}
@@ -462,13 +463,18 @@ def _addmm(table: Table, args: list[Any], kwargs: dict[str, Any], shape: Any) ->
 
 def _getattr(table: Table, args: list[Any], kwargs: dict[str, Any], shape: Any) -> Term | None:
     x, name = args
+    if isinstance(x, Term) and x.op == "tuple" and name in ("values", "indices"):
+        values, indices = x.args[:2]
+        return values if name == "values" else indices
+    if isinstance(x, Term) and x.op.startswith("call:") and name in ("values", "indices"):
+        return table.make("item", x, data=int(name == "indices"), shape=shape)
     if name in ("T", "mT", "H", "mH") and isinstance(x, Term) and x.shape is not None and len(x.shape) == 2:
         return pk.transposed(table, x, x.shape, 0, 1)
     return x if name == "data" else None
 
 
 def _not(table: Table, args: list[Any], kwargs: dict[str, Any], shape: Any) -> Term | None:
-    return ch.negated(table, args[0]) if args[0].op in ("gt", "ge", "not") else None
+    return ch.negated(table, args[0]) if args[0].op in ("gt", "ge", "eq", "ne", "not") else None
 
 
 def _first_of(table: Table, args: list[Any], kwargs: dict[str, Any]) -> Term | None:

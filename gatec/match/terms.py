@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, fx
 
 Rows = tuple[int, int, int]
+
+
+class Buffer(str):
+    """The name of a tensor that a module keeps and that is no parameter: nothing is learned in it."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,7 @@ class Linear:
     transposed: bool
     width: int
     rows: Rows
+    fan: int = field(default=0, compare=False)  # inputs of each output; says nothing about which layer it is
 
     @property
     def out(self) -> int:
@@ -32,6 +37,11 @@ class Linear:
     @property
     def packed(self) -> bool:
         return self.out != self.width
+
+    @property
+    def elements(self) -> int:
+        """Elements of the weight and the bias that make these outputs."""
+        return self.out * (self.fan + (self.bias is not None))
 
 
 @dataclass(eq=False, slots=True)

@@ -12,6 +12,7 @@ Poly = dict[Key, float]  # factors, sorted -> coefficient; the number beside a s
 
 ROOT = math.sqrt(2 / math.pi)
 CUBE = 0.044715
+LONG = 16  # summands; what is added to a longer sum stands beside it, or a residual stream would cost its square
 # t * gate(t) is the activation of t
 GATED = {"sigmoid": "silu", "ndtr": "gelu", "ndtr_tanh": "gelu_tanh", "hardsigmoid": "hardswish", "relu": "relu2"}
 
@@ -36,7 +37,7 @@ def poly(t: Term) -> Poly:
         return scaled(poly(t.args[0]), t.data)
     if t.op == "mul":
         return {t.args: t.data}
-    if t.op != "add":
+    if t.op != "add" or len(t.args) >= LONG:
         return {(t,): 1.0}
     return ({(): t.data} if t.data else {}) | {k: v for a in t.args for k, v in poly(a).items()}
 

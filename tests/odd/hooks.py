@@ -177,7 +177,7 @@ def parametrized_later():
     return Weighted()
 
 
-@odd(X, others=[rows(3)])
+@odd(X, others=[rows(3)], refused="it keeps parametrized weights for a while (parametrize.cached)")
 def cached_parametrization():
     model = Weighted()
     parametrize.register_parametrization(model.linear, "weight", Symmetric())

@@ -1,0 +1,110 @@
+"""Choices: weights over experts or streams, one of two results, what the k largest keep."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from gatec.match import Term
+from gatec.recognise.look import CONTRACTIONS, attends, below, fixed, learned, parameter, peeled, pointwise_of, reaches
+from gatec.recognise.scene import Hit, Scene
+from gatec.recognise.signals import DECISIONS, Signal, core, kept, signal
+
+BUNDLES = {"call:stack", "call:cat"}
+
+
+def weighted(scene: Scene) -> None:
+    """One find for each set of weights, however many products it is used in."""
+    uses: dict[Term, list[tuple[Term, Signal]]] = {}
+    for term in scene.terms:
+        for gate in _weights(term):
+            uses.setdefault(gate.core, []).append((term, gate))
+    for weights, found in uses.items():
+        hit = _router(weights, found)
+        if hit is not None and not any(t in scene.used for t in hit.parts):
+            scene.take(hit)
+            scene.used.update(t for t, _ in found)
+            scene.claim(g for _, g in found)
+
+
+def _weights(term: Term) -> Iterator[Signal]:
+    if term.op != "mul" and term.op not in CONTRACTIONS:
+        return
+    for f in term.args:
+        found, chosen = core(f)
+        routed = found.op == "softmax" or (found.op in ("sigmoid", "softplus", "relu") and chosen and kept(f) is None)
+        if routed and not attends(found) and learned(found) and len(term.args) > 1:
+            yield Signal(f, found, chosen)
+
+
+def _router(weights: Term, found: list[tuple[Term, Signal]]) -> Hit | None:
+    products = [(t, g) for t, g in found if any(_stream(v) for v in t.args if v is not g.factor)]
+    parts = {g.factor for _, g in products}
+    if not products or not (
+        any(g.chosen for _, g in products) or len(parts) > 1 or any(_bundled(t, g) for t, g in products)
+    ):
+        return None
+    term, gate = products[-1]
+    values = tuple(f for t, g in products for f in t.args if f is not g.factor and not fixed(f))
+    members = [m for v in values for m in _members(v)]
+    mixture = fixed(weights) or (not gate.chosen and any(reaches(weights, m) for m in members))
+    return Hit(
+        "mixture" if mixture else "router", weights.op, term, (gate.factor,), values, tuple(t for t, _ in products)
+    )
+
+
+def _stream(value: Term) -> bool:
+    """Something to be weighed: no number, and no mask of chosen places."""
+    return (
+        not fixed(value)
+        and core(value)[0].op not in DECISIONS
+        and peeled(value).op not in ("recip", "log", "log_softmax")
+    )
+
+
+def _bundled(term: Term, gate: Signal) -> bool:
+    """Whether what is weighed are several values side by side, or what a batch of matrices made."""
+    return any(_bundle(v) is not None for v in term.args if v is not gate.factor)
+
+
+def _bundle(value: Term) -> Term | None:
+    for t in below((value,), 12):
+        several = t.op in BUNDLES and sum(not fixed(a) for a in t.args) > 1
+        batch = t.op in CONTRACTIONS and any(_matrices(a) for a in t.args)
+        if several or batch:
+            return t
+    return None
+
+
+def _matrices(t: Term) -> bool:
+    t = peeled(t)
+    return parameter(t) and len(t.shape or ()) > 2
+
+
+def _members(value: Term) -> list[Term]:
+    bundle = _bundle(value)
+    return [peeled(a) for a in bundle.args] if bundle is not None and bundle.op in BUNDLES else [peeled(value)]
+
+
+def decided(scene: Scene) -> None:
+    """where(score > threshold, a, b), and what is scattered back to the places of the k largest."""
+    for term in (t for t in scene.terms if t not in scene.used):
+        if term.op == "where" and not scene.folded(term):
+            test, yes, no = term.args
+            gate = signal(test)
+            asked = tuple(peeled(a) for t in below((test,), 16) if t.op in DECISIONS for a in t.args)
+            if gate is None or any(fixed(a) or pointwise_of(a, asked) for a in (yes, no)) or gate.key in scene.claimed:
+                continue
+            scene.take(Hit("exit", gate.name, term, (test,), (yes, no)))
+        elif term.op.startswith("call:scatter") and len(term.args) > 1 and kept(term) is None:
+            hit = _scattered(term)
+            if hit is not None:
+                scene.take(hit)
+
+
+def _scattered(term: Term) -> Hit | None:
+    tops = [t for t in below(term.args, 12) if t.op == "call:topk"]
+    index = [a for a in term.args if peeled(a) in tops and a.op == "item" and a.data == 1]
+    values = [a for a in term.args if a not in index and any(t in below((a,), 12) for t in tops)]
+    if not index or not values or not learned(tops[0]):
+        return None
+    return Hit("hard", "topk", term, (index[0],), tuple(values))

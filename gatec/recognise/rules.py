@@ -1,0 +1,70 @@
+"""Which gates a model already has, in the order in which what is larger takes its parts from what is smaller."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from gatec.match import Canon, Term
+from gatec.recognise import cost
+from gatec.recognise.choices import decided, weighted
+from gatec.recognise.find import Find
+from gatec.recognise.products import product
+from gatec.recognise.scene import Hit, Scene
+from gatec.recognise.states import states
+from gatec.recognise.sums import sums
+from gatec.recognise.words import Wording, gated
+
+
+def finds(canon: Canon) -> list[Find]:
+    """Every gate in the terms, in the order of the graph, each once and whole."""
+    scene = Scene.of(canon)
+    for rule in (states, weighted, sums, decided, products):
+        rule(scene)
+    found = [f for hit in scene.hits if (f := _find(scene, hit)) is not None]
+    return sorted(found, key=lambda f: f.term.number)
+
+
+def products(scene: Scene) -> None:
+    for term in [t for t in scene.having("mul") if len(t.args) > 1 and t not in scene.used]:
+        open_yet = term not in scene.used and scene.maximal(term) and not scene.folded(term)
+        hit = product(scene, term) if open_yet else None
+        if hit is not None:
+            scene.take(hit)
+
+
+def _find(scene: Scene, hit: Hit) -> Find | None:
+    place = scene.place(hit.term)
+    if place is None:
+        return None
+    path, node = place
+    value = next((v for v in tree_leaves(node.meta.get("val")) if isinstance(v, Tensor)), None)
+    shape = tuple(value.shape) if value is not None else ()
+    own = cost.pointwise(scene.canon, path, node, hit.values)
+    return Find(
+        hit.kind,
+        hit.signal,
+        _value(hit),
+        path,
+        str(node.meta.get("where", "")),
+        shape,
+        _equation(hit),
+        parameters=cost.parameters(hit.gates) + cost.inner(scene.canon, hit.term),
+        flops=cost.flops(hit.gates, own) + cost.steps(scene.canon, hit.term),
+        bytes=cost.traffic(own),
+        node=node,
+        term=hit.term,
+    )
+
+
+def _value(hit: Hit) -> str:
+    return "state" if hit.kind in ("cell", "recurrence") else gated(hit.values)
+
+
+def _equation(hit: Hit) -> str:
+    names: dict[Term, str] = {hit.values[0]: "h"} if hit.kind in ("cell", "recurrence") and hit.values else {}
+    said = Wording(names)
+    if hit.term.op != "mul":
+        return said.said(hit.term)
+    first = [f for f in hit.term.args if f in hit.gates]
+    return said.product([*first, *(f for f in hit.term.args if f not in first)], hit.term.data)

@@ -1,0 +1,119 @@
+"""Signals: the factor that decides how much of the others passes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from gatec.match import Term
+from gatec.match.written import number
+from gatec.recognise.look import ACTIVATIONS, below, fixed, layers, learned, norm, parameter, peeled
+
+BOUNDED = {"sigmoid", "hardsigmoid", "softmax", "tanh", "clamp"}
+DECISIONS = {"gt", "ge", "not", "eq", "ne", "call:heaviside", "call:sign", "call:round", "call:logical_and",
+             "call:logical_or", "call:logical_not", "call:bitwise_and", "call:bitwise_or", "call:isnan",
+             "call:one_hot"}  # fmt: skip
+CHOICES = {"call:topk", "call:sort", "call:gather", "call:scatter", "call:scatter_add", "call:index", "call:getitem",
+           "call:index_select", "call:take_along_dim", "amax", "argmax", "call:argmax", "call:one_hot"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Signal:
+    """A factor, the activation or decision at its core, and whether only some of its numbers were chosen."""
+
+    factor: Term
+    core: Term
+    chosen: bool
+
+    @property
+    def name(self) -> str:
+        if self.decides and self.core.op not in DECISIONS:
+            return "topk"
+        found = self.core.op.removeprefix("call:")
+        return "quick_gelu" if found == "swish" and self.core.data == 1.702 else found
+
+    @property
+    def decides(self) -> bool:
+        """Whether it keeps or drops: a comparison, a rounded signal, ones scattered to chosen places."""
+        return self.core.op in DECISIONS or kept(self.factor) is not None
+
+    @property
+    def bounded(self) -> bool:
+        return self.core.op in BOUNDED or self.decides
+
+    @property
+    def fixed(self) -> bool:
+        return fixed(self.factor)
+
+    @property
+    def key(self) -> object:
+        """What two gates of one kind share when they are one gate at two steps: their layers, or their very signal."""
+        return layers(self.core) or self.core
+
+
+def signal(factor: Term) -> Signal | None:
+    """The signal that a factor is, or None."""
+    found, chosen = core(factor)
+    if found.op == "clamp" and found.data not in ((0.0, 1.0), (None, 1.0)):
+        return None
+    if found.op in DECISIONS or kept(factor) is not None:
+        return Signal(factor, found, chosen) if _decided(found) and learned(factor) else None
+    if _polarised(factor):
+        return Signal(factor, factor, False)
+    return Signal(factor, found, chosen) if found.op in ACTIVATIONS else None
+
+
+def _decided(found: Term) -> bool:
+    """Rounding decides where a signal is rounded, not where numbers are quantised; what is infinite is masked."""
+    if any(t.op in ("eq", "ne") and number(t.args[1]) in (math.inf, -math.inf) for t in below((found,), 12)):
+        return False
+    if found.op not in ("call:round",):
+        return True
+    inner = core(found.args[0])[0] if found.args else found
+    return inner.op in BOUNDED
+
+
+def _polarised(factor: Term) -> bool:
+    """w^2 / (w^2 + e): a bounded function of learned numbers without an activation."""
+    total = factor.args[0] if factor.op == "recip" else factor
+    even = total.op == "add" and total.data > 0 and all(_even(a) for a in total.args)
+    return even and fixed(factor) and any(map(parameter, below((factor,), 16)))
+
+
+def _even(t: Term) -> bool:
+    return t.op == "mul" and all(t.args.count(f) % 2 == 0 for f in t.args)
+
+
+def kept(factor: Term) -> Term | None:
+    """What was chosen, where a factor is one at the chosen places and zero elsewhere."""
+    factor = peeled(factor)
+    if not factor.op.startswith("call:scatter") or len(factor.args) < 2:
+        return None
+    index = [a for a in factor.args if a.op == "item" and a.data == 1]
+    numbers = [a for a in factor.args if a.op == "const"]
+    return index[0].args[0] if index and len(numbers) == len(factor.args) - 1 else None
+
+
+def core(factor: Term, depth: int = 12) -> tuple[Term, bool]:
+    """The activation itself under views, choices and numbers in front and beside: 2 sigmoid(x), 1 + tanh(x), the largest."""
+    factor = peeled(factor)
+    if depth <= 0 or not factor.args:
+        return factor, False
+    if factor.op in ("add", "mul") and len(factor.args) == 1:
+        return core(factor.args[0], depth - 1)
+    if norm(factor):
+        found, chosen = core(factor.args[0], depth - 1)
+        return (found, chosen) if found.op in ACTIVATIONS else (factor, False)
+    chosen = factor.op in CHOICES or factor.op.startswith("call:scatter")
+    if not chosen and factor.op not in ("mul", "sum", "eq"):
+        return factor, False
+    for a in factor.args:
+        found, inner = core(a, depth - 1)
+        if found.op in ACTIVATIONS and (chosen or inner or _only_weighed(factor, a)):
+            return found, chosen or inner
+    return (core(factor.args[0], depth - 1)[0], True) if chosen else (factor, False)
+
+
+def _only_weighed(product: Term, inner: Term) -> bool:
+    """A signal times numbers, as weights divided by their sum are."""
+    return product.op == "mul" and all(a is inner or a.op == "recip" or fixed(a) for a in product.args)

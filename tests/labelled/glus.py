@@ -1,0 +1,338 @@
+"""Products of two branches, as models write them."""
+
+import math
+
+import torch
+from snippets import COND, IMAGE, SERIES, STATE, STEP, D, H, has
+from torch import nn
+from torch.nn import functional as F
+
+
+class TwoBranches(nn.Module):
+    def __init__(self, bias=False):
+        super().__init__()
+        self.gate_proj = nn.Linear(D, H, bias=bias)
+        self.up_proj = nn.Linear(D, H, bias=bias)
+        self.down_proj = nn.Linear(H, D, bias=bias)
+        self.act_fn = nn.SiLU()
+
+
+@has("glu")
+class LlamaMLP(TwoBranches):
+    def forward(self, x):
+        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
+
+
+@has("glu")
+class GeluTanhMLP(TwoBranches):
+    def forward(self, hidden_states):
+        hidden_gelu = 0.5 * self.gate_proj(hidden_states)
+        z = self.gate_proj(hidden_states)
+        hidden_gelu = hidden_gelu * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (z + 0.044715 * torch.pow(z, 3.0))))
+        return self.down_proj(F.dropout(hidden_gelu * self.up_proj(hidden_states), 0.1, self.training))
+
+
+@has("glu")
+class Clamped(nn.Module):
+    """Packed and interleaved, clamped, with a one beside the value."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate_up_proj = nn.Linear(D, 2 * H)
+        self.down_proj = nn.Linear(H, D)
+
+    def forward(self, x):
+        gate_up = self.gate_up_proj(x)
+        gate, up = gate_up[..., ::2], gate_up[..., 1::2]
+        gate, up = gate.clamp(min=None, max=7.0), up.clamp(min=-7.0, max=7.0)
+        glu = gate * torch.sigmoid(gate * 1.702)
+        return self.down_proj((up + 1) * glu)
+
+
+@has("glu")
+class PackedChunk(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.w12, self.w3 = nn.Linear(D, 2 * H), nn.Linear(H, D)
+
+    def forward(self, x):
+        x1, x2 = self.w12(x).chunk(2, dim=-1)
+        return self.w3(F.silu(x1) * x2)
+
+
+@has("glu")
+class DiffusersGEGLU(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.proj, self.out = nn.Linear(D, 2 * H), nn.Linear(H, D)
+
+    def forward(self, hidden_states):
+        hidden_states, gate = self.proj(hidden_states).chunk(2, dim=-1)
+        return self.out(hidden_states * F.gelu(gate))
+
+
+@has("glu")
+class ReGLU(TwoBranches):
+    def forward(self, x):
+        return self.down_proj(self.up_proj(x) * F.relu(self.gate_proj(x)))
+
+
+@has("glu")
+class Bilinear(TwoBranches):
+    def forward(self, x):
+        return self.down_proj(self.up_proj(x).mul_(self.gate_proj(x)))
+
+
+@has("glu")
+class ClassicGLU(TwoBranches):
+    def forward(self, x):
+        return self.down_proj(torch.sigmoid(self.gate_proj(x)) * self.up_proj(x))
+
+
+@has("glu")
+class SplitWithWeights(nn.Module):
+    """Functional, with parameters of its own and einsum."""
+
+    def __init__(self):
+        super().__init__()
+        self.w1, self.w2 = nn.Parameter(torch.randn(D, H)), nn.Parameter(torch.randn(D, H))
+
+    def forward(self, x):
+        return F.silu(torch.einsum("btd,dh->bth", x, self.w1)) * torch.einsum("btd,dh->bth", x, self.w2)
+
+
+@has("glu", given=(IMAGE,))
+class GatedConv(nn.Module):
+    """Free-form inpainting."""
+
+    def __init__(self):
+        super().__init__()
+        self.feature, self.gating = nn.Conv2d(D, D, 3, padding=1), nn.Conv2d(D, D, 3, padding=1)
+
+    def forward(self, x):
+        return F.leaky_relu(self.feature(x), 0.2) * torch.sigmoid(self.gating(x))
+
+
+@has("glu", given=(IMAGE,))
+class SplitConv(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(D, 2 * D, 3, padding=1)
+
+    def forward(self, x):
+        a, b = torch.split(self.conv(x), D, dim=1)
+        return F.gelu(a) * b
+
+
+@has("glu", given=(SERIES,))
+class WaveNet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.dilated, self.skip = nn.Conv1d(D, 2 * D, 3, padding=2, dilation=2), nn.Conv1d(D, D, 1)
+
+    def forward(self, x):
+        filt, gate = self.dilated(x).chunk(2, dim=1)
+        return x + self.skip(torch.tanh(filt) * torch.sigmoid(gate))
+
+
+@has("glu", given=(SERIES,))
+class ConformerConv(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.pointwise_conv1, self.depthwise = nn.Conv1d(D, 2 * D, 1), nn.Conv1d(D, D, 3, padding=1, groups=D)
+        self.norm, self.pointwise_conv2 = nn.BatchNorm1d(D), nn.Conv1d(D, D, 1)
+
+    def forward(self, x):
+        x = F.glu(self.pointwise_conv1(x), dim=1)
+        return self.pointwise_conv2(F.silu(self.norm(self.depthwise(x))))
+
+
+@has("glu")
+class NormedBranches(TwoBranches):
+    """Activator: the same norm on both branches."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.LayerNorm(H)
+
+    def forward(self, x):
+        return self.down_proj(self.norm(F.gelu(self.gate_proj(x))) * self.norm(self.up_proj(x))) + x
+
+
+@has("glu")
+class GatedNorm(nn.Module):
+    """The gate of gated linear attention's output: a norm written out, then swish of a projection."""
+
+    def __init__(self):
+        super().__init__()
+        self.v_proj, self.g_proj, self.o_proj = nn.Linear(D, H), nn.Linear(D, H), nn.Linear(H, D)
+        self.weight = nn.Parameter(torch.ones(H))
+
+    def forward(self, x):
+        o, g = self.v_proj(x), self.g_proj(x)
+        o = o.float()
+        variance = o.pow(2).mean(-1, keepdim=True)
+        o = self.weight * (o * torch.rsqrt(variance + 1e-6)).to(x.dtype)
+        return self.o_proj(o * F.silu(g))
+
+
+@has("glu", given=(STEP, STATE))
+class TwoStreamBilinear(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.u, self.v, self.p = nn.Linear(D, H), nn.Linear(D, H), nn.Linear(H, D)
+
+    def forward(self, q, v):
+        return self.p(torch.tanh(self.u(q)) * torch.tanh(self.v(v)))
+
+
+@has("glu")
+class MambaGate(nn.Module):
+    """A short convolution on one half, silu of the other."""
+
+    def __init__(self):
+        super().__init__()
+        self.in_proj, self.out_proj = nn.Linear(D, 2 * H, bias=False), nn.Linear(H, D, bias=False)
+        self.conv1d = nn.Conv1d(H, H, 3, groups=H, padding=2)
+
+    def forward(self, x):
+        h, gate = self.in_proj(x).transpose(1, 2).chunk(2, dim=1)
+        h = F.silu(self.conv1d(h)[..., : x.shape[1]])
+        return self.out_proj((h * F.silu(gate)).transpose(1, 2))
+
+
+@has("token-mixing")
+class SpatialGatingUnit(nn.Module):
+    """gMLP in timm: no activation on the gate."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(D, 2 * H), nn.Linear(H, D)
+        self.norm, self.proj = nn.LayerNorm(H), nn.Linear(6, 6)
+
+    def forward(self, x):
+        u, v = F.gelu(self.fc1(x)).chunk(2, dim=-1)
+        v = self.proj(self.norm(v).transpose(-1, -2))
+        return self.fc2(u * v.transpose(-1, -2))
+
+
+@has("token-mixing")
+class SpatialGatingConv(nn.Module):
+    """gMLP over tokens as channels of a convolution, as in lucidrains' code, with tanh."""
+
+    def __init__(self):
+        super().__init__()
+        self.proj_in, self.proj_out = nn.Linear(D, 2 * H), nn.Linear(H, D)
+        self.norm, self.proj = nn.LayerNorm(H), nn.Conv1d(6, 6, 1)
+
+    def forward(self, x):
+        res, gate = F.gelu(self.proj_in(x)).chunk(2, dim=-1)
+        gate = F.conv1d(self.norm(gate), self.proj.weight, self.proj.bias)
+        return self.proj_out(torch.tanh(gate) * res)
+
+
+@has("token-mixing")
+class MaximGate(nn.Module):
+    """u * (Dense over positions of v, plus one)."""
+
+    def __init__(self):
+        super().__init__()
+        self.inp, self.out = nn.Linear(D, 2 * H), nn.Linear(H, D)
+        self.norm, self.spatial = nn.LayerNorm(H), nn.Linear(6, 6)
+
+    def forward(self, x):
+        u, v = torch.chunk(F.gelu(self.inp(x)), 2, dim=-1)
+        v = self.spatial(self.norm(v).permute(0, 2, 1)).permute(0, 2, 1)
+        return self.out(u * (v + 1.0)) + x
+
+
+@has("token-mixing")
+class BaseConv(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.projection, self.conv = nn.Linear(D, D), nn.Conv1d(D, D, 3, padding=2, groups=D)
+
+    def forward(self, u):
+        conv = self.conv(u.transpose(1, 2))[..., : u.shape[1]].transpose(1, 2)
+        return conv * self.projection(u) + u
+
+
+@has("token-mixing", "token-mixing", given=(IMAGE,))
+class HorNet(nn.Module):
+    """Recursive gated convolution of order two."""
+
+    def __init__(self):
+        super().__init__()
+        self.proj_in, self.proj_out = nn.Conv2d(D, 2 * D, 1), nn.Conv2d(D, D, 1)
+        self.dwconv, self.pw = nn.Conv2d(12, 12, 7, padding=3, groups=12), nn.Conv2d(4, 8, 1)
+        self.scale = 0.5
+
+    def forward(self, x):
+        pwa, abc = torch.split(self.proj_in(x), (4, 12), dim=1)
+        dw_list = torch.split(self.dwconv(abc) * self.scale, (4, 8), dim=1)
+        x = pwa * dw_list[0]
+        x = self.pw(x) * dw_list[1]
+        return self.proj_out(x)
+
+
+@has("token-mixing", given=(IMAGE,))
+class Conv2Former(nn.Module):
+    """Convolutional modulation."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Sequential(nn.Conv2d(D, D, 1), nn.GELU(), nn.Conv2d(D, D, 5, padding=2, groups=D))
+        self.v, self.proj = nn.Conv2d(D, D, 1), nn.Conv2d(D, D, 1)
+
+    def forward(self, x):
+        return self.proj(self.a(x) * self.v(x))
+
+
+@has("token-mixing", given=(IMAGE,))
+class LargeKernelAttention(nn.Module):
+    """VAN: the value is multiplied by a stack of convolutions of itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv0 = nn.Conv2d(D, D, 5, padding=2, groups=D)
+        self.conv_spatial, self.conv1 = nn.Conv2d(D, D, 7, padding=9, groups=D, dilation=3), nn.Conv2d(D, D, 1)
+
+    def forward(self, x):
+        u = x.clone()
+        attn = self.conv1(self.conv_spatial(self.conv0(x)))
+        return u * attn
+
+
+@has("product")
+class SelfMask(nn.Module):
+    """FCN: the mask is relu of the normed value itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.W, self.norm = nn.Linear(D, D // 2), nn.LayerNorm(D // 2)
+
+    def forward(self, x):
+        h = self.W(x)
+        return torch.cat([h, h * F.relu(self.norm(h))], -1)
+
+
+@has("product")
+class ContextGating(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(D, D)
+
+    def forward(self, x):
+        return x * torch.sigmoid(self.fc(x))
+
+
+@has("product", given=(STEP, COND))
+class ConditionGate(nn.Module):
+    """A stream under the sigmoid of another one's layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.to_gate = nn.Sequential(nn.Linear(D, H), nn.ReLU(), nn.Linear(H, D), nn.Sigmoid())
+
+    def forward(self, x, cond):
+        return x * self.to_gate(cond)

@@ -1,0 +1,621 @@
+"""Channel and spatial gates, residual scales, learned features, modulation, attention outputs, blends."""
+
+import math
+
+import torch
+from snippets import COND, IMAGE, SERIES, STATE, STEP, TOKENS, D, H, has
+from torch import nn
+from torch.nn import functional as F
+
+# -- channels and positions -------------------------------------------------------------------------------------------
+
+
+@has("channel", given=(IMAGE,))
+class SqueezeExcite(nn.Module):
+    """timm."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv_reduce, self.conv_expand = nn.Conv2d(D, 4, 1), nn.Conv2d(4, D, 1)
+        self.act1, self.gate = nn.ReLU(inplace=True), nn.Sigmoid()
+
+    def forward(self, x):
+        x_se = x.mean((2, 3), keepdim=True)
+        x_se = self.conv_expand(self.act1(self.conv_reduce(x_se)))
+        return x * self.gate(x_se)
+
+
+@has("channel", given=(IMAGE,))
+class SELayer(nn.Module):
+    """The first repository's: linear layers, expand_as."""
+
+    def __init__(self):
+        super().__init__()
+        self.avg_pool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Sequential(nn.Linear(D, 4, bias=False), nn.ReLU(), nn.Linear(4, D, bias=False), nn.Sigmoid())
+
+    def forward(self, x):
+        b, c, _, _ = x.size()
+        y = self.avg_pool(x).view(b, c)
+        return x * self.fc(y).view(b, c, 1, 1).expand_as(x)
+
+
+@has("channel", given=(IMAGE,))
+class HardSE(nn.Module):
+    """MobileNetV3, then a residual."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.fc2 = nn.Conv2d(D, 4, 1), nn.Conv2d(4, D, 1)
+
+    def forward(self, x):
+        scale = F.adaptive_avg_pool2d(x, 1)
+        scale = F.hardsigmoid(self.fc2(F.relu(self.fc1(scale))))
+        return x + scale * x
+
+
+@has("channel", given=(IMAGE,))
+class EffectiveSE(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Conv2d(D, D, 1)
+
+    def forward(self, x):
+        x_se = x.mean((2, 3), keepdim=True)
+        return x * (F.relu6(self.fc(x_se) + 3.0) / 6.0)
+
+
+@has("channel", given=(IMAGE,))
+class EcaModule(nn.Module):
+    """timm: a 1-d convolution over the channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv1d(1, 1, kernel_size=3, padding=1, bias=False)
+
+    def forward(self, x):
+        y = x.mean((2, 3)).view(x.shape[0], 1, -1)
+        y = self.conv(y)
+        y = y.view(x.shape[0], -1, 1, 1).sigmoid()
+        return x * y.expand_as(x)
+
+
+@has("channel", given=(IMAGE,))
+class EcaTransposed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.avg_pool, self.conv = nn.AdaptiveAvgPool2d(1), nn.Conv1d(1, 1, 3, padding=1, bias=False)
+
+    def forward(self, x):
+        y = self.avg_pool(x)
+        y = self.conv(y.squeeze(-1).transpose(-1, -2)).transpose(-1, -2).unsqueeze(-1)
+        return x * torch.sigmoid(y)
+
+
+@has("channel", "spatial", given=(IMAGE,))
+class CBAM(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.fc2 = nn.Conv2d(D, 4, 1, bias=False), nn.Conv2d(4, D, 1, bias=False)
+        self.spatial = nn.Conv2d(2, 1, 7, padding=3, bias=False)
+
+    def mlp(self, x):
+        return self.fc2(F.relu(self.fc1(x)))
+
+    def forward(self, x):
+        x = x * (self.mlp(x.mean((2, 3), keepdim=True)) + self.mlp(x.amax((2, 3), keepdim=True))).sigmoid()
+        pooled = torch.cat([x.mean(dim=1, keepdim=True), x.amax(dim=1, keepdim=True)], dim=1)
+        return x * self.spatial(pooled).sigmoid()
+
+
+@has("channel", "spatial", given=(IMAGE,))
+class CBAMPools(nn.Module):
+    """avg and max pooling layers, torch.max with its indices."""
+
+    def __init__(self):
+        super().__init__()
+        self.avg_pool, self.max_pool = nn.AdaptiveAvgPool2d(1), nn.AdaptiveMaxPool2d(1)
+        self.fc = nn.Sequential(nn.Conv2d(D, 4, 1, bias=False), nn.ReLU(), nn.Conv2d(4, D, 1, bias=False))
+        self.conv1, self.sigmoid = nn.Conv2d(2, 1, 3, padding=1, bias=False), nn.Sigmoid()
+
+    def forward(self, x):
+        x = self.sigmoid(self.fc(self.avg_pool(x)) + self.fc(self.max_pool(x))) * x
+        avg_out = torch.mean(x, dim=1, keepdim=True)
+        max_out, _ = torch.max(x, dim=1, keepdim=True)
+        return self.sigmoid(self.conv1(torch.cat([avg_out, max_out], dim=1))) * x
+
+
+@has("channel", given=(SERIES,))
+class SE1d(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear1, self.linear2 = nn.Linear(D, 4), nn.Linear(4, D)
+
+    def forward(self, x):
+        y = x.mean(-1)
+        return x * torch.sigmoid(self.linear2(F.relu(self.linear1(y)))).unsqueeze(-1)
+
+
+@has("channel")
+class FieldSE(nn.Module):
+    """FiBiNET's SENET over the fields of a recommender."""
+
+    def __init__(self):
+        super().__init__()
+        self.excitation = nn.Sequential(
+            nn.Linear(6, 3, bias=False), nn.ReLU(), nn.Linear(3, 6, bias=False), nn.Sigmoid()
+        )
+
+    def forward(self, fields):
+        z = torch.mean(fields, dim=-1, out=None)
+        return fields * self.excitation(z).unsqueeze(dim=2)
+
+
+@has("channel", given=(IMAGE,))
+class ChannelsLast(nn.Module):
+    """Excitation of an image that keeps its channels last."""
+
+    def __init__(self):
+        super().__init__()
+        self.down, self.up = nn.Linear(D, 4), nn.Linear(4, D)
+
+    def forward(self, x):
+        x = x.permute(0, 2, 3, 1)
+        return x * torch.sigmoid(self.up(F.silu(self.down(x.mean(dim=(1, 2), keepdim=True)))))
+
+
+@has("spatial", given=(IMAGE,))
+class AttentionGate(nn.Module):
+    """Attention U-Net."""
+
+    def __init__(self):
+        super().__init__()
+        self.w_g, self.w_x, self.psi = nn.Conv2d(D, 4, 1), nn.Conv2d(D, 4, 1), nn.Conv2d(4, 1, 1)
+
+    def forward(self, x):
+        psi = F.relu(self.w_g(x.flip(-1)) + self.w_x(x))
+        return x * torch.sigmoid(self.psi(psi))
+
+
+@has("spatial")
+class TokenGate(nn.Module):
+    """One sigmoid per token, as on the shared expert of Qwen2-MoE."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate = nn.Linear(D, 1, bias=False)
+        self.expert = nn.Sequential(nn.Linear(D, H), nn.GELU(), nn.Linear(H, D))
+
+    def forward(self, x):
+        return x + F.sigmoid(self.gate(x)) * self.expert(x)
+
+
+@has("spatial", given=(SERIES,))
+class FrameGate(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv1d(D, 1, 3, padding=1)
+
+    def forward(self, x):
+        return x * self.conv(x).sigmoid()
+
+
+# -- learned numbers --------------------------------------------------------------------------------------------------
+
+
+@has("residual-scale", "residual-scale")
+class LayerScaleBlock(nn.Module):
+    """timm's vision transformer with LayerScale."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm1, self.attn, self.norm2 = nn.LayerNorm(D), nn.Linear(D, D), nn.LayerNorm(D)
+        self.fc1, self.fc2 = nn.Linear(D, H), nn.Linear(H, D)
+        self.gamma_1, self.gamma_2 = nn.Parameter(1e-5 * torch.ones(D)), nn.Parameter(1e-5 * torch.ones(D))
+
+    def forward(self, x):
+        x = x + self.attn(self.norm1(x)).mul_(self.gamma_1)
+        return x + self.gamma_2 * self.fc2(F.gelu(self.fc1(self.norm2(x))))
+
+
+@has("residual-scale", given=(IMAGE,))
+class ConvNeXtBlock(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.dwconv, self.norm = nn.Conv2d(D, D, 7, padding=3, groups=D), nn.LayerNorm(D)
+        self.pwconv1, self.pwconv2, self.gamma = nn.Linear(D, H), nn.Linear(H, D), nn.Parameter(torch.full((D,), 1e-6))
+
+    def forward(self, x):
+        input = x
+        x = self.norm(self.dwconv(x).permute(0, 2, 3, 1))
+        x = self.gamma * self.pwconv2(F.gelu(self.pwconv1(x)))
+        return input + x.permute(0, 3, 1, 2)
+
+
+@has("residual-scale")
+class ReZero(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.resweight, self.linear = nn.Parameter(torch.zeros(1)), nn.Linear(D, D)
+
+    def forward(self, src):
+        src2 = self.linear(F.relu(self.linear(src)))
+        return src + F.dropout(src2 * self.resweight, 0.1, self.training)
+
+
+@has("residual-scale", given=(IMAGE,))
+class SkipInit(nn.Module):
+    """NFNet: a constant, then the learned gain."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.skipinit_gain = nn.Conv2d(D, D, 3, padding=1), nn.Parameter(torch.tensor(0.0))
+
+    def forward(self, x):
+        out = self.conv(F.silu(x) * 1.7881)
+        return (out * self.skipinit_gain) * 0.2 + x
+
+
+@has("residual-scale", "residual-scale")
+class GatedSelfAttention(nn.Module):
+    """GLIGEN: tanh of a number born at zero."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.attn, self.ff = nn.Linear(D, D), nn.Linear(D, D), nn.Linear(D, D)
+        self.norm = nn.LayerNorm(D)
+        self.alpha_attn, self.alpha_dense = nn.Parameter(torch.tensor(0.0)), nn.Parameter(torch.tensor(0.0))
+
+    def forward(self, x):
+        x = x + self.alpha_attn.tanh() * self.attn(self.norm(x))
+        return x + self.alpha_dense.tanh() * self.ff(F.gelu(self.norm(x)))
+
+
+@has("residual-scale")
+class SigmoidGatedBranch(nn.Module):
+    """HAG in a transformer block."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.attn, self.g = nn.LayerNorm(D), nn.Linear(D, D), nn.Parameter(torch.zeros(D))
+
+    def forward(self, x):
+        return x + self.attn(self.norm(x)) * torch.sigmoid(self.g)
+
+
+@has("residual-scale")
+class DepthGate(nn.Module):
+    """FoldGPT: a polarising gate of one number per block."""
+
+    def __init__(self):
+        super().__init__()
+        self.theta, self.block = (
+            nn.Parameter(torch.ones(())),
+            nn.Sequential(nn.Linear(D, H), nn.ReLU(), nn.Linear(H, D)),
+        )
+
+    def forward(self, x):
+        g = self.theta**2 / (self.theta**2 + 1e-4)
+        return x + g * self.block(x)
+
+
+@has("feature", given=(IMAGE,))
+class ChannelMask(nn.Module):
+    """HAG after a stage."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.g = nn.Conv2d(D, D, 3, padding=1), nn.Parameter(torch.zeros(D))
+
+    def forward(self, x):
+        return self.conv(x) * torch.sigmoid(self.g).view(1, -1, 1, 1)
+
+
+@has("feature")
+class FeatureSelection(nn.Module):
+    """Rescaled sigmoid."""
+
+    def __init__(self):
+        super().__init__()
+        self.mask = nn.Parameter(torch.zeros(D))
+
+    def forward(self, e):
+        return e * (torch.sigmoid(5.0 * self.mask) / 0.5)
+
+
+@has("feature")
+class ClampedMask(nn.Module):
+    """Stretched hard concrete in evaluation."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc, self.loga = nn.Linear(D, H), nn.Parameter(torch.zeros(H))
+
+    def forward(self, x):
+        z = torch.clamp(torch.sigmoid(self.loga) * 1.2 - 0.1, min=0, max=1)
+        return self.fc(x) * z
+
+
+@has("feature")
+class TaskMask(nn.Module):
+    """HAT: an embedding per task."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc, self.ec = nn.Linear(D, H), nn.Embedding(3, H)
+
+    def forward(self, x):
+        gc = torch.sigmoid(4.0 * self.ec(torch.tensor([1])))
+        return F.relu(self.fc(x)) * gc
+
+
+@has("scalar")
+class LearnedGate(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc, self.alpha = nn.Linear(D, D), nn.Parameter(torch.zeros(1))
+
+    def forward(self, x):
+        return F.relu(self.fc(x)) * torch.sigmoid(self.alpha)
+
+
+@has("scalar")
+class TanhScalar(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc, self.alpha = nn.Linear(D, D), nn.Parameter(torch.zeros(()))
+
+    def forward(self, x):
+        return self.fc(x) * self.alpha.tanh()
+
+
+# -- modulation -------------------------------------------------------------------------------------------------------
+
+
+@has("modulation", given=(IMAGE, COND))
+class FiLM(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gamma, self.beta, self.conv = nn.Linear(D, D), nn.Linear(D, D), nn.Conv2d(D, D, 3, padding=1)
+
+    def forward(self, x, cond):
+        gamma = self.gamma(cond).unsqueeze(2).unsqueeze(3)
+        beta = self.beta(cond).unsqueeze(2).unsqueeze(3)
+        return F.relu(gamma * self.conv(x) + beta)
+
+
+def modulate(x, shift, scale):
+    return x * (1 + scale.unsqueeze(1)) + shift.unsqueeze(1)
+
+
+@has("modulation", "modulation", "residual-scale", "residual-scale", given=(TOKENS, COND))
+class DiTBlock(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(D, elementwise_affine=False, eps=1e-6)
+        self.norm2 = nn.LayerNorm(D, elementwise_affine=False, eps=1e-6)
+        self.attn, self.mlp = nn.Linear(D, D), nn.Sequential(nn.Linear(D, H), nn.GELU("tanh"), nn.Linear(H, D))
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(D, 6 * D))
+
+    def forward(self, x, c):
+        shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = self.adaLN_modulation(c).chunk(6, dim=1)
+        x = x + gate_msa.unsqueeze(1) * self.attn(modulate(self.norm1(x), shift_msa, scale_msa))
+        return x + gate_mlp.unsqueeze(1) * self.mlp(modulate(self.norm2(x), shift_mlp, scale_mlp))
+
+
+@has("modulation", given=(IMAGE, COND))
+class AdaGN(nn.Module):
+    """Scale and shift of a diffusion U-Net's residual block."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.time_emb_proj, self.conv = (
+            nn.GroupNorm(2, D),
+            nn.Linear(D, 2 * D),
+            nn.Conv2d(D, D, 3, padding=1),
+        )
+
+    def forward(self, x, temb):
+        temb = self.time_emb_proj(F.silu(temb))[:, :, None, None]
+        scale, shift = torch.chunk(temb, 2, dim=1)
+        h = self.norm(x) * (1 + scale) + shift
+        return x + self.conv(F.silu(h))
+
+
+@has("modulation", given=(TOKENS, COND))
+class ScaleOnly(nn.Module):
+    """adaLN with a scale alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.norm = nn.Linear(D, D), nn.LayerNorm(D, elementwise_affine=False)
+
+    def forward(self, x, temb):
+        return self.norm(x) * (1 + self.linear(F.silu(temb)))[:, None, :]
+
+
+@has("modulation", given=(TOKENS, TOKENS.flip(0)))
+class ViLN(nn.Module):
+    """LaVi: what the condition makes is added to the norm's own weight and bias."""
+
+    def __init__(self):
+        super().__init__()
+        self.cond, self.gamma, self.beta = (
+            nn.Linear(D, 2 * D),
+            nn.Parameter(torch.ones(D)),
+            nn.Parameter(torch.zeros(D)),
+        )
+
+    def forward(self, h, v):
+        dgamma, dbeta = self.cond(torch.tanh(v)).chunk(2, dim=-1)
+        normed = F.layer_norm(h, (D,))
+        return (self.gamma + dgamma) * normed + (self.beta + dbeta)
+
+
+@has("modulation", given=(IMAGE, IMAGE.flip(0)))
+class SPADE(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm, self.shared = (
+            nn.InstanceNorm2d(D, affine=False),
+            nn.Sequential(nn.Conv2d(D, H, 3, padding=1), nn.ReLU()),
+        )
+        self.mlp_gamma, self.mlp_beta = nn.Conv2d(H, D, 3, padding=1), nn.Conv2d(H, D, 3, padding=1)
+
+    def forward(self, x, segmap):
+        actv = self.shared(segmap)
+        return self.norm(x) * (1 + self.mlp_gamma(actv)) + self.mlp_beta(actv)
+
+
+@has("modulation")
+class Recalibrated(nn.Module):
+    """PSRP: from a shared bottleneck of the block's own input."""
+
+    def __init__(self):
+        super().__init__()
+        self.down, self.uw, self.ub = nn.Linear(D, 4, bias=False), nn.Linear(4, D), nn.Linear(4, D)
+        self.norm, self.mlp = nn.LayerNorm(D), nn.Sequential(nn.Linear(D, H), nn.GELU(), nn.Linear(H, D))
+
+    def forward(self, x):
+        z = F.relu(self.down(x))
+        return x + (self.ub(z) + (1 + self.uw(z)) * self.mlp(self.norm(x)))
+
+
+# -- attention outputs ------------------------------------------------------------------------------------------------
+
+
+class Heads(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.q, self.k, self.v, self.o = (nn.Linear(D, D) for _ in range(4))
+        self.gate, self.head_gate, self.qg = nn.Linear(D, D), nn.Linear(D, 2), nn.Linear(D, 2 * D)
+
+    def split(self, x):
+        return x.view(*x.shape[:-1], 2, D // 2).transpose(1, 2)
+
+
+@has("attention-output")
+class GatedAttention(Heads):
+    """Before the output projection, per element."""
+
+    def forward(self, x):
+        out = F.scaled_dot_product_attention(self.split(self.q(x)), self.split(self.k(x)), self.split(self.v(x)))
+        out = out.transpose(1, 2).reshape(*x.shape)
+        return self.o(out * torch.sigmoid(self.gate(x)))
+
+
+@has("attention-output")
+class HeadwiseGate(Heads):
+    def forward(self, x):
+        out = F.scaled_dot_product_attention(self.split(self.q(x)), self.split(self.k(x)), self.split(self.v(x)))
+        out = out.transpose(1, 2) * torch.sigmoid(self.head_gate(x)).unsqueeze(-1)
+        return self.o(out.flatten(-2))
+
+
+@has("attention-output")
+class EagerAttention(Heads):
+    """Scores, softmax and values written out, the gate packed into the query's projection."""
+
+    def forward(self, x):
+        query, gate = torch.chunk(self.qg(x).view(*x.shape[:-1], 2, -1), 2, dim=-1)
+        gate = gate.reshape(*x.shape[:-1], -1)
+        scores = torch.matmul(query.transpose(1, 2), self.split(self.k(x)).transpose(2, 3)) * 0.5
+        weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(x.dtype)
+        out = torch.matmul(F.dropout(weights, 0.0, self.training), self.split(self.v(x)))
+        out = out.transpose(1, 2).contiguous().reshape(*x.shape).contiguous()
+        return self.o(out * torch.sigmoid(gate))
+
+
+@has("attention-output")
+class TanhHeadGate(Heads):
+    """LLaMA-Adapter: a learned number per head on the attention to the prompt."""
+
+    def __init__(self):
+        super().__init__()
+        self.alpha = nn.Parameter(torch.zeros(1, 2, 1, 1))
+
+    def forward(self, x):
+        scores = self.split(self.q(x)) @ self.split(self.k(x)).transpose(-1, -2) / math.sqrt(4)
+        out = self.alpha.tanh() * (scores.softmax(-1) @ self.split(self.v(x)))
+        return self.o(out.transpose(1, 2).reshape(*x.shape))
+
+
+# -- blends -----------------------------------------------------------------------------------------------------------
+
+
+@has("highway", given=(STEP,))
+class Highway(nn.Module):
+    """AllenNLP: one projection, the gate biased to carry."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(D, 2 * D)
+
+    def forward(self, inputs):
+        projected = self.layer(inputs)
+        nonlinear, gate = projected[:, :D], projected[:, D:]
+        nonlinear, gate = torch.relu(nonlinear), torch.sigmoid(gate)
+        return gate * inputs + (1 - gate) * nonlinear
+
+
+@has("highway", given=(STEP, STATE))
+class GatedFusion(nn.Module):
+    """Gateformer, spectrum: a gate from both streams."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(2 * D, D)
+
+    def forward(self, a, b):
+        z = torch.sigmoid(self.fc(torch.cat([a, b], dim=-1)))
+        return z * a + (1 - z) * b
+
+
+@has("highway", given=(STEP, STATE))
+class LerpFusion(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.wa, self.wb = nn.Linear(D, D), nn.Linear(D, D)
+
+    def forward(self, a, b):
+        return torch.lerp(a, b, torch.sigmoid(self.wa(a) + self.wb(b)))
+
+
+@has("highway")
+class TanhBlend(nn.Module):
+    """RTM: (1 - tanh g) x + tanh g * branch."""
+
+    def __init__(self):
+        super().__init__()
+        self.g, self.branch = nn.Parameter(torch.zeros(1)), nn.Linear(D, D)
+
+    def forward(self, x):
+        return (1 - torch.tanh(self.g)) * x + torch.tanh(self.g) * self.branch(x)
+
+
+@has("highway")
+class LearnedBlend(nn.Module):
+    """ConViT: content and position mixed by a sigmoid of one number per head."""
+
+    def __init__(self):
+        super().__init__()
+        self.gating_param, self.a, self.b = nn.Parameter(torch.ones(D)), nn.Linear(D, D), nn.Linear(D, D)
+
+    def forward(self, x):
+        gating = self.gating_param.view(1, 1, -1)
+        return (1.0 - torch.sigmoid(gating)) * self.a(x) + torch.sigmoid(gating) * self.b(x)
+
+
+@has("highway", given=(IMAGE,))
+class PGN(nn.Module):
+    """A convolutional blend."""
+
+    def __init__(self):
+        super().__init__()
+        self.hid, self.conv = nn.Conv2d(D, D, 3, padding=1), nn.Conv2d(2 * D, 2 * D, 1)
+
+    def forward(self, x):
+        hid = self.hid(x)
+        s, t = self.conv(torch.cat([x, hid], 1)).chunk(2, dim=1)
+        s = torch.sigmoid(s)
+        return hid * s + (1 - s) * torch.tanh(t)
