@@ -9,9 +9,12 @@ from typing import Any
 from gatec.bench.coverage.peers import PEERS
 from gatec.bench.coverage.pool import answers
 from gatec.bench.coverage.suites import entries
+from gatec.bench.coverage.summary import compact, summary, wrongs
 from gatec.bench.coverage.work import OURS, work
 
-LIMIT = 60.0  # seconds for one model and one front end
+__all__ = ["OURS", "compact", "coverage", "summary", "wrongs"]
+
+LIMIT = 60.0  # CPU seconds for one model and one front end
 
 
 def coverage(only: str = "", peers: bool = True, jobs: int = 2, limit: float = LIMIT,

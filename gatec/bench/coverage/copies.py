@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 def copied(value: T) -> T:
     """copy.deepcopy, which PyTorch refuses for tensors that autograd made: the old weight_norm leaves one on its module."""
-    whole = Tensor.__deepcopy__
+    whole: Any = Tensor.__deepcopy__
 
     def deepcopy(tensor: Tensor, memo: dict[int, Any]) -> Any:
         if tensor.is_leaf:

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections import Counter
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from gatec.bench.coverage.calls import Calls, recorded
 from gatec.bench.coverage.category import category
 from gatec.bench.coverage.copies import copied
 from gatec.bench.coverage.same import same
-from gatec.bench.coverage.variants import Inputs, batches, cached, lengths, step
+from gatec.bench.coverage.variants import Inputs
 from gatec.capture import Call, Unit, install, untouched
 from gatec.capture.structure import flatten
 from gatec.capture.unit import compiled
 from gatec.program import Program
 from gatec.recognise import finds
 
+HELD = ("same graph", "new graph")
 OTHERS = ("batch", "length", "train", "dtype", "cache", "step")
 GENERIC = OTHERS[:2]
 DTYPES = (torch.bfloat16, torch.float64)  # the first that the module takes
@@ -30,11 +30,11 @@ DTYPES = (torch.bfloat16, torch.float64)  # the first that the module takes
 def judge(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
     """The row of one model: how much of it was captured, in what time, and every class of module in it."""
     torch.manual_seed(0)
-    begun = time.perf_counter()
+    begun = time.process_time()
     program = Program.of(model, *inputs)
     paths = [p for p in program.calls if not is_leaf(program.module(p))]
     graphs = {path: program.graph_of(path) for path in paths}
-    seconds = time.perf_counter() - begun
+    seconds = time.process_time() - begun
     calls = recorded(model, inputs, {path for _, path in representatives(model, paths)})
     classes = [_class(program, kind, path, paths, graphs, calls) for kind, path in representatives(model, paths)]
     refused = sum(graph is None for graph in graphs.values())
@@ -70,55 +70,6 @@ def gates(program: Program) -> dict[str, int]:
         return {f"{type(error).__name__}: {str(error)[:120]}": 0}
 
 
-# -- the calls ------------------------------------------------------------------------------------------------------
-
-Calls = dict[str, dict[str, Call]]  # by the name of the other call, then by module path
-
-
-def recorded(model: nn.Module, inputs: Inputs, paths: set[str]) -> Calls:
-    """What each module at `paths` is called with, first, in the model's call and in the other calls that it accepts."""
-    calls: Calls = {"base": {}}
-    _watch(model, inputs, paths, calls["base"])
-    for name, ways in (("batch", batches(inputs)), ("length", lengths(inputs)), ("cache", cached(model, inputs))):
-        output = _accepted(model, ways, paths, calls, name)
-    for name, ways in (("step", step(inputs, output)),):
-        _accepted(model, ways, paths, calls, name)
-    return calls
-
-
-def _accepted(model: nn.Module, ways: Iterator[Inputs], paths: set[str], calls: Calls, name: str) -> Any:
-    for inputs in ways:
-        found: dict[str, Call] = {}
-        try:
-            output = _watch(model, inputs, paths, found)
-        except Exception:  # whatever the model raises, it does not take this call
-            continue
-        calls[name] = found
-        return output
-    return None
-
-
-def _watch(model: nn.Module, inputs: Inputs, paths: set[str], found: dict[str, Call]) -> Any:
-    """Run the model; keep copies of each module's first arguments, since what comes after may write into them."""
-
-    def before(path: str) -> Callable[..., None]:
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if path not in found:
-                found[path] = Call(*copied((args, kwargs)))
-
-        return hook
-
-    with ExitStack() as stack:
-        stack.enter_context(untouched(model))
-        stack.enter_context(torch.no_grad())
-        for path in paths:
-            handle = model.get_submodule(path).register_forward_pre_hook(before(path), with_kwargs=True)
-            stack.callback(handle.remove)
-        torch.manual_seed(0)
-        args, kwargs = copied(inputs)
-        return model(*args, **kwargs)
-
-
 # -- one class ------------------------------------------------------------------------------------------------------
 
 
@@ -140,13 +91,13 @@ def _class(program: Program, kind: type[nn.Module], path: str, paths: list[str],
 
 
 def _exact(module: nn.Module, graph: fx.Graph, call: Call) -> str:
-    """"", or how the graph, run as it stands on the recorded call, differs from the module's own forward."""
+    """ "", or how the graph, run as it stands on the recorded call, differs from the module's own forward."""
     wrong = _compared(copied(module), copied(module), call, compiled(graph).run)
     return "the module does not repeat its own result" if wrong is None else wrong
 
 
 def other_calls(module: nn.Module, path: str, calls: Calls) -> dict[str, str]:
-    """For each other call: "same graph", "new graph", "fell back", or "wrong: ..." / "raised: ..."; absent if not possible."""
+    """For each other call: "same graph", "new graph", "fell back: ...", "wrong: ..." or "raised: ..."; absent if not possible."""
     own, unit_module = copied(module), copied(module)
     install(unit_module)
     base = calls["base"][path]
@@ -171,8 +122,15 @@ def _guarded(own: nn.Module, unit_module: nn.Module, call: Call) -> str:
     if wrong:
         return wrong
     if unit.fallbacks > backs:
-        return "fell back"
+        return f"fell back: {_why(own, call)}"
     return "new graph" if _count(unit) > graphs else "same graph"
+
+
+def _why(module: nn.Module, call: Call) -> str:
+    """Why a call has no graph, asked again of the module by itself: a unit only counts how often it ran its own forward."""
+    program = Program.of(module, *copied((call.args, call.kwargs)))
+    program.graph_of("")
+    return program.missed.get("", "it has a graph by itself")
 
 
 def _count(unit: Unit) -> int:
@@ -180,7 +138,7 @@ def _count(unit: Unit) -> int:
 
 
 def _compared(own: nn.Module, other: nn.Module, call: Call, run: Any = None) -> str | None:
-    """"" if both leave the same result, arguments and state; None if the module itself cannot say what is right."""
+    """ "" if both leave the same result, arguments and state; None if the module itself cannot say what is right."""
     try:
         wanted = _run(own, call)
     except Exception:  # the module does not take this call, in whatever words

@@ -27,12 +27,17 @@ CLICK: dict[str, tuple[str, str, dict[str, Any]]] = {
     "xDeepFM": ("xdfm", "ExtremeDeepFactorizationMachineModel",
                 {"embed_dim": WIDTH, "mlp_dims": (16, 8), "dropout": 0.1, "cross_layer_sizes": (8, 8)}),
     "DCN": ("dcn", "DeepCrossNetworkModel", {"embed_dim": WIDTH, "num_layers": 2, "mlp_dims": (16, 8), "dropout": 0.1}),
-    "AFM": ("afm", "AttentionalFactorizationMachineModel", {"embed_dim": WIDTH, "attn_size": 8, "dropouts": (0.1, 0.1)}),
-    "AFN": ("afn", "AdaptiveFactorizationNetwork", {"embed_dim": WIDTH, "LNN_dim": 16, "mlp_dims": (16, 8), "dropouts": (0.1, 0.1)}),
-    "NFM": ("nfm", "NeuralFactorizationMachineModel", {"embed_dim": WIDTH, "mlp_dims": (16, 8), "dropouts": (0.1, 0.1)}),
-    "PNN": ("pnn", "ProductNeuralNetworkModel", {"method": "inner", "embed_dim": WIDTH, "mlp_dims": (16, 8), "dropout": 0.1}),
+    "AFM": ("afm", "AttentionalFactorizationMachineModel", {"embed_dim": WIDTH, "attn_size": 8,
+    "dropouts": (0.1, 0.1)}),
+    "AFN": ("afn", "AdaptiveFactorizationNetwork", {"embed_dim": WIDTH, "LNN_dim": 16, "mlp_dims": (16, 8),
+    "dropouts": (0.1, 0.1)}),
+    "NFM": ("nfm", "NeuralFactorizationMachineModel", {"embed_dim": WIDTH, "mlp_dims": (16, 8),
+    "dropouts": (0.1, 0.1)}),
+    "PNN": ("pnn", "ProductNeuralNetworkModel", {"method": "inner", "embed_dim": WIDTH, "mlp_dims": (16, 8),
+    "dropout": 0.1}),
     "AutoInt": ("afi", "AutomaticFeatureInteractionModel",
-                {"embed_dim": WIDTH, "atten_embed_dim": 8, "num_heads": 2, "num_layers": 2, "mlp_dims": (16, 8), "dropouts": (0.1, 0.1, 0.1)}),
+                {"embed_dim": WIDTH, "atten_embed_dim": 8, "num_heads": 2, "num_layers": 2, "mlp_dims": (16, 8),
+                 "dropouts": (0.1, 0.1, 0.1)}),
 }  # fmt: skip
 
 
@@ -60,12 +65,15 @@ RANKING: dict[str, tuple[str, Callable[[dict[str, Any]], dict[str, Any]]]] = {
     "DCNv2": ("ranking", lambda f: {"features": f["sparse"], "n_cross_layers": 2, "mlp_params": MLP}),
     "EDCN": ("ranking", lambda f: {"features": f["sparse"], "n_cross_layers": 2, "mlp_params": MLP}),
     "FiBiNet": ("ranking", lambda f: {"features": f["sparse"], "reduction_ratio": 2, "mlp_params": MLP}),
-    "DIN": ("ranking", lambda f: {"features": f["sparse"], "history_features": f["history"], "target_features": f["target"],
+    "DIN": ("ranking", lambda f: {"features": f["sparse"], "history_features": f["history"],
+    "target_features": f["target"],
                                   "mlp_params": {"dims": [16, 8]}, "attention_mlp_params": {"dims": [8]}}),
-    "BST": ("ranking", lambda f: {"features": f["sparse"], "history_features": f["history"], "target_features": f["target"],
+    "BST": ("ranking", lambda f: {"features": f["sparse"], "history_features": f["history"],
+    "target_features": f["target"],
                                   "mlp_params": {"dims": [16, 8]}, "nhead": 2}),
     "MMOE": ("multi_task", lambda f: {"features": f["sparse"], "n_expert": 4, "expert_params": MLP, **TASKS}),
-    "PLE": ("multi_task", lambda f: {"features": f["sparse"], "n_level": 1, "n_expert_specific": 2, "n_expert_shared": 1,
+    "PLE": ("multi_task", lambda f: {"features": f["sparse"], "n_level": 1, "n_expert_specific": 2,
+    "n_expert_shared": 1,
                                      "expert_params": MLP, **TASKS}),
     "AITM": ("multi_task", lambda f: {"features": f["sparse"], "n_task": 2, "bottom_params": MLP,
                                       "tower_params_list": TASKS["tower_params_list"]}),
@@ -85,7 +93,10 @@ def _click(name: str) -> Built:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = getattr(importlib.import_module(f"torchfm.model.{file}"), kind)
-        return model(field_dims=FIELDS, **arguments).eval(), ((torch.stack([torch.randint(0, n, (2,)) for n in FIELDS], dim=1),), {})
+        return model(field_dims=FIELDS, **arguments).eval(), (
+            (torch.stack([torch.randint(0, n, (2,)) for n in FIELDS], dim=1),),
+            {},
+        )
 
 
 def _ranking(name: str) -> Built:

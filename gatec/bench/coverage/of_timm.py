@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -35,7 +35,7 @@ darknet darknet21 64
 davit davit_tiny 64 depths=(1,1,1,1)
 deepseek_vit deepseek_vit_412m 56 img_size=56,depth=2,embed_dim=192,num_heads=3
 deit deit_tiny_patch16_224 64 img_size=64
-densenet tv_densenet121 64
+densenet densenet121 64
 dla dla46x_c 64
 dpn dpn48b 64
 eca_botnext eca_botnext26ts_256 64 img_size=64
@@ -67,7 +67,7 @@ hieradet_sam2 sam2_hiera_tiny 64 stages=(1,1,1,1)
 hrnet hrnet_w18_small 64
 iformer iformer_t 64
 inception_next inception_next_atto 64
-inception_v3 adv_inception_v3 96
+inception_v3 inception_v3 96
 lambdanet lambda_resnet26t 64
 lcnetv2 lcnetv2_small 64
 levit levit_conv_128s 64 img_size=64
@@ -121,7 +121,7 @@ swin_transformer_v2_cr swinv2_cr_tiny_224 64 img_size=64,depths=(2,2,2,1)
 tiny_vit tiny_vit_5m_224 64
 tinynet tinynet_e 64
 tnt tnt_s_legacy_patch16_224 64 img_size=64
-tresnet tresnet_m_448 64 layers=(1,1,1,1)
+tresnet tresnet_m 64 layers=(1,1,1,1)
 twins twins_svt_small 64 img_size=64
 visformer visformer_tiny 64 img_size=64
 vision_transformer vit_tiny_patch16_224 64 img_size=64
@@ -131,9 +131,9 @@ vision_transformer_sam samvit_base_patch16_224 64 img_size=64,depth=3,embed_dim=
 vitamin vitamin_small_224 64 img_size=64
 volo volo_d1_224 64 img_size=64
 vovnet ese_vovnet19b_slim_dw 64
-xception xception 64
+xception legacy_xception 64
 xception_aligned xception41p 64
-xcit xcit_nano_12_p8_384_dist 64 img_size=64
+xcit xcit_nano_12_p16_224 64 img_size=64
 """
 
 
@@ -148,6 +148,6 @@ def entries() -> Iterator[Entry]:
 
 def build(name: str, side: int, options: str) -> Built:
     model = load(f"timm:{name}" + (f"?{options}" if options else ""))
-    config = model.pretrained_cfg
+    config: Any = model.pretrained_cfg
     image = torch.randn(2, config["input_size"][0], side, side, generator=torch.Generator().manual_seed(0))
     return model, ((image,), {})

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from gatec.bench.coverage.entry import Built, Entry, Inputs
 from gatec.inputs import example_inputs
@@ -29,7 +30,7 @@ OPTIONS = {
     "conditional_detr": DETR,
     "deformable_detr": f"{DETR},num_feature_levels=1",
 
-    "dab-detr": f"{DETR},hidden_size=32",
+    "dab-detr": f"backbone_config={BACKBONE},hidden_size=32,num_queries=5",
     "deepseek_v2": "num_experts_per_tok=2,n_group=1,topk_group=1,topk_method='greedy'",
     "detr": DETR,
     "dots1": "n_routed_experts=8,num_experts_per_tok=2,n_shared_experts=1",
@@ -41,12 +42,13 @@ OPTIONS = {
     "mimi": "upsample_groups=32,num_filters=16,codebook_dim=32,vector_quantization_hidden_dimension=32,hidden_size=64",
     "patchtst": "context_length=32,patch_length=4,patch_stride=4,num_input_channels=2,num_attention_heads=4",
     "patchtsmixer": "num_input_channels=2",
-    "reformer": "axial_pos_embds_dim=[16,48],axial_pos_shape=[8,16],attn_layers=['local','lsh'],attention_head_size=16,num_buckets=4,"
-                "local_attn_chunk_length=4,lsh_attn_chunk_length=4",
+    "reformer": "axial_pos_embds_dim=[16,48],axial_pos_shape=[8,16],attn_layers=['local','lsh'],attention_head_size=16,"
+                "num_buckets=4,local_attn_chunk_length=4,lsh_attn_chunk_length=4",
     "table-transformer": DETR,
     "time_series_transformer": SERIES,
     "timesfm": "patch_length=8,context_length=32,horizon_length=8,hidden_size=32,num_attention_heads=2,head_dim=16",
-    "vjepa2": "crop_size=32,frames_per_clip=4,patch_size=16,pred_num_hidden_layers=1,pred_hidden_size=48,pred_num_attention_heads=4,num_pooler_layers=1",
+    "vjepa2": "crop_size=32,frames_per_clip=4,patch_size=16,pred_num_hidden_layers=1,pred_hidden_size=48,"
+              "pred_num_attention_heads=4,num_pooler_layers=1",
     "wav2vec2-bert": "vocab_size=32",
     "wav2vec2-conformer": "vocab_size=32",
 }  # fmt: skip
@@ -55,28 +57,37 @@ OPTIONS = {
 def _series(model: Any) -> Inputs:
     config = model.config
     past, future = config.context_length + max(config.lags_sequence), config.prediction_length
-    return (), {"past_values": torch.rand(2, past), "past_time_features": torch.rand(2, past, 1), "past_observed_mask": torch.ones(2, past),
-                "future_values": torch.rand(2, future), "future_time_features": torch.rand(2, future, 1)}  # fmt: skip
+    return (), {"past_values": torch.rand(2, past), "past_time_features": torch.rand(2, past, 1),
+                "past_observed_mask": torch.ones(2, past), "future_values": torch.rand(2, future),
+                "future_time_features": torch.rand(2, future, 1)}  # fmt: skip
 
 
 def _past(model: Any) -> Inputs:
     return (), {"past_values": torch.rand(2, model.config.context_length, model.config.num_input_channels)}
 
 
-def _beside(name: str, *size: int, dtype: torch.dtype = torch.float32) -> Callable[[Any], Inputs]:
-    """The usual inputs, and one more by name: boxes around words, pixels beside text."""
+def _beside(name: str, value: Tensor) -> Callable[[Any], Inputs]:
+    """The usual inputs, and one more by name."""
 
     def inputs(model: Any) -> Inputs:
         args, kwargs = example_inputs(model)
-        return args, {**kwargs, name: torch.rand(size).mul(9).to(dtype)}
+        return args, {**kwargs, name: value}
 
     return inputs
+
+
+BOXES = torch.tensor([1, 2, 5, 8]).expand(2, 7, 4)
 
 
 def _trajectory(model: Any) -> Inputs:
     states, actions = torch.rand(2, 6, model.config.state_dim), torch.rand(2, 6, model.config.act_dim)
     return (), {"states": states, "actions": actions, "rewards": torch.rand(2, 6, 1), "returns_to_go": torch.rand(2, 6, 1),
                 "timesteps": torch.arange(6).expand(2, 6), "attention_mask": torch.ones(2, 6, dtype=torch.long)}  # fmt: skip
+
+
+def _padded(model: Any) -> Inputs:
+    return (), {"past_values": torch.rand(2, 32), "past_values_padding": torch.zeros(2, 32),
+                "freq": torch.zeros(2, 1, dtype=torch.long)}  # fmt: skip
 
 
 def _mono(model: Any) -> Inputs:
@@ -86,18 +97,18 @@ def _mono(model: Any) -> Inputs:
 # Arguments that the model does not say by itself.
 INPUTS: dict[str, Callable[[Any], Inputs]] = {
     "autoformer": _series,
-    "blip": _beside("input_ids", 2, 7, dtype=torch.long),
-    "bros": _beside("bbox", 2, 7, 4),
+    "blip": _beside("input_ids", torch.full((2, 7), 5)),
+    "bros": _beside("bbox", BOXES / 10),
     "decision_transformer": _trajectory,
     "encodec": _mono,
     "informer": _series,
-    "lilt": _beside("bbox", 2, 7, 4, dtype=torch.long),
+    "lilt": _beside("bbox", BOXES),
     "mimi": _mono,
     "patchtsmixer": _past,
     "patchtst": _past,
     "time_series_transformer": _series,
-    "timesfm": lambda model: ((), {"past_values": torch.rand(2, 32), "past_values_padding": torch.zeros(2, 40), "freq": torch.zeros(2, 1, dtype=torch.long)}),
-    "vilt": _beside("pixel_values", 2, 3, 64, 64),
+    "timesfm": _padded,
+    "vilt": _beside("pixel_values", torch.rand(2, 3, 64, 64)),
     "vjepa2": lambda model: ((), {"pixel_values_videos": torch.rand(2, 4, 3, 32, 32)}),
 }
 # Too many weights even so, with the reason.
@@ -151,7 +162,9 @@ def _run(kind: str, options: str) -> Built:
 
 def _flat(kind: str) -> str:
     config = importlib.import_module("transformers").AutoConfig.for_model(kind)
-    return ",".join(f"{name}={value}" for name in (*DEEP, *WIDE) if (value := _smaller(name, getattr(config, name, None))))
+    return ",".join(
+        f"{name}={value}" for name in (*DEEP, *WIDE) if (value := _smaller(name, getattr(config, name, None)))
+    )
 
 
 def _smaller(name: str, value: Any) -> Any:

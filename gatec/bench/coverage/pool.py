@@ -1,8 +1,13 @@
-"""Workers that may hang or crash: each task has a time limit, and its end is an answer."""
+"""Workers that may hang or crash: each task has a limit in CPU seconds, and its end is an answer.
+
+CPU time, because a busy machine shall not turn a slow model into a refusal; a worker that only waits is ended after ten
+times as long.
+"""
 
 from __future__ import annotations
 
 import multiprocessing
+import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection
@@ -54,16 +59,17 @@ class _Worker:
     def ask(self, task: Task, limit: float) -> Any:
         self.asked += 1
         self.tired = self.asked >= RETIRES
-        self.pipe.send(task)
-        if not self.pipe.poll(limit):
+        self.pipe.send((task, limit))
+        if not self.pipe.poll(10 * limit):
             self.tired = True
-            return f"took more than {limit:.0f} s"
+            return f"hung for more than {10 * limit:.0f} s"
         try:
             return self.pipe.recv()
         except (EOFError, ConnectionResetError):
             self.process.join()
             self.tired = True
-            return f"its process ended with code {self.process.exitcode}"
+            late = self.process.exitcode == -signal.SIGPROF
+            return f"took more than {limit:.0f} s" if late else f"its process ended with code {self.process.exitcode}"
 
     def stop(self) -> None:
         self.process.kill()
@@ -74,4 +80,8 @@ class _Worker:
 def _serve(work: Callable[[Task], Any], pipe: Connection) -> None:
     pipe.send("ready")
     while True:
-        pipe.send(work(pipe.recv()))
+        task, limit = pipe.recv()
+        signal.setitimer(signal.ITIMER_PROF, limit)  # its signal ends the process, wherever it is
+        answer = work(task)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        pipe.send(answer)

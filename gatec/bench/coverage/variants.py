@@ -44,10 +44,10 @@ def lengths(inputs: Inputs) -> Iterator[Inputs]:
 
 def _scaled(t: Tensor, factor: float) -> Tensor:
     size = [max(1, int(n * factor)) for n in t.shape[-2:]]
-    flat = t.flatten(0, -4)
-    if not t.is_floating_point():
-        return interpolate(flat.float(), size).to(t.dtype).unflatten(0, t.shape[:-3])
-    return interpolate(flat, size).unflatten(0, t.shape[:-3])
+    flat: Tensor = t.flatten(0, -4)
+    scaled: Tensor = interpolate(flat.to(torch.float32), size).to(t.dtype)
+    out: Tensor = scaled.unflatten(0, t.shape[:-3])
+    return out
 
 
 def _longer(value: Any, dim: int, size: int | None) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from typing import Any
 
@@ -12,7 +11,6 @@ from gatec.bench.coverage.judge import judge
 from gatec.bench.coverage.peers import PEERS, ask
 from gatec.bench.coverage.suites import entries
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
 OURS = "gatec"
 _warm: set[str] = set()
 

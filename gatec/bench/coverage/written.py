@@ -44,7 +44,9 @@ class UNet(nn.Module):
 
 class DoubleConv(nn.Sequential):
     def __init__(self, a: int, b: int) -> None:
-        super().__init__(*(layer for c in (a, b) for layer in (nn.Conv2d(c, b, 3, padding=1), nn.BatchNorm2d(b), nn.ReLU(True))))
+        super().__init__(
+            *(layer for c in (a, b) for layer in (nn.Conv2d(c, b, 3, padding=1), nn.BatchNorm2d(b), nn.ReLU(True)))
+        )
 
 
 class WaveNet(nn.Module):
@@ -81,7 +83,7 @@ class WaveNetLayer(nn.Module):
 class Classifier(nn.Module):
     """The recurrent text classifier of every tutorial: embedding, two layers both ways, last state."""
 
-    def __init__(self, kind: type[nn.RNNBase], width: int = 16) -> None:
+    def __init__(self, kind: type[nn.LSTM] | type[nn.GRU], width: int = 16) -> None:
         super().__init__()
         self.embedding = nn.Embedding(100, width)
         self.recurrent = kind(width, width, num_layers=2, bidirectional=True, batch_first=True, dropout=0.1)
@@ -151,9 +153,9 @@ class GPTBlock(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width), nn.Dropout(0.1))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attention(self.before(x))
-        x = x + self.mlp(self.after(x))
-        return x
+        h: Tensor = x + self.attention(self.before(x))
+        out: Tensor = h + self.mlp(self.after(h))
+        return out
 
 
 class CausalAttention(nn.Module):
@@ -232,7 +234,9 @@ class GatedConvLM(nn.Module):
     def __init__(self, width: int = 16, layers: int = 3) -> None:
         super().__init__()
         self.embedding = nn.Embedding(100, width)
-        self.convs = nn.ModuleList(nn.utils.parametrizations.weight_norm(nn.Conv1d(width, 2 * width, 3)) for _ in range(layers))
+        self.convs = nn.ModuleList(
+            nn.utils.parametrizations.weight_norm(nn.Conv1d(width, 2 * width, 3)) for _ in range(layers)
+        )
         self.head = nn.Linear(width, 100)
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -248,7 +252,9 @@ class VAE(nn.Module):
 
     def __init__(self, latent: int = 8) -> None:
         super().__init__()
-        self.encoder = nn.Sequential(nn.Conv2d(1, 8, 4, 2, 1), nn.ReLU(), nn.Conv2d(8, 16, 4, 2, 1), nn.ReLU(), nn.Flatten())
+        self.encoder = nn.Sequential(
+            nn.Conv2d(1, 8, 4, 2, 1), nn.ReLU(), nn.Conv2d(8, 16, 4, 2, 1), nn.ReLU(), nn.Flatten()
+        )
         self.mean, self.logvar = nn.Linear(16 * 49, latent), nn.Linear(16 * 49, latent)
         self.decoder = nn.Sequential(nn.Linear(latent, 16 * 49), nn.Unflatten(1, (16, 7, 7)), nn.ConvTranspose2d(16, 8, 4, 2, 1),
                                      nn.ReLU(), nn.ConvTranspose2d(8, 1, 4, 2, 1))  # fmt: skip
@@ -285,7 +291,11 @@ class GraphNetwork(nn.Module):
 
     def __init__(self, width: int = 16) -> None:
         super().__init__()
-        self.message, self.gate, self.update = nn.Linear(width, width), nn.Linear(2 * width, 1), nn.GRUCell(width, width)
+        self.message, self.gate, self.update = (
+            nn.Linear(width, width),
+            nn.Linear(2 * width, 1),
+            nn.GRUCell(width, width),
+        )
 
     def forward(self, nodes: Tensor, edges: Tensor) -> Tensor:
         source, target = edges
