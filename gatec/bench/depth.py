@@ -16,6 +16,7 @@ from gatec.program import Program
 from gatec.zoo import load
 
 DEPTHS = (16, 64)
+WIDTH = "hidden_size=256,intermediate_size=688"  # tiny weights would make the graphs look large
 
 
 def depths(layers: tuple[int, ...] = DEPTHS, repeats: int = 1) -> list[dict[str, Any]]:
@@ -24,7 +25,7 @@ def depths(layers: tuple[int, ...] = DEPTHS, repeats: int = 1) -> list[dict[str,
 
 
 def _row(layers: int, repeats: int) -> dict[str, Any]:
-    model = load(f"transformers:llama?num_hidden_layers={layers}")
+    model = load(f"transformers:llama?num_hidden_layers={layers},{WIDTH}")
     batch = {"input_ids": torch.arange(16).reshape(2, 8), "use_cache": False}
     ways: dict[str, Callable[[], Any]] = {
         "gatec": partial(capture, model, batch),

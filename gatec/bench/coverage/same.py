@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,7 +24,7 @@ def same(a: Any, b: Any, seen: set[tuple[int, int]] | None = None) -> bool:
         return list(a) == list(b) and all(same(a[k], b[k], seen) for k in a)
     if isinstance(a, (tuple, list)):
         return len(a) == len(b) and all(same(x, y, seen) for x, y in zip(a, b, strict=True))
-    if isinstance(a, (set, frozenset)) or not hasattr(a, "__dict__") or isinstance(a, type) or callable(a):
+    if isinstance(a, (set, frozenset, type)) or inspect.isroutine(a) or not hasattr(a, "__dict__"):
         return bool(a == b) if _comparable(a) else True
     return same(vars(a), vars(b), seen)
 
@@ -37,5 +38,5 @@ def _alike(a: Tensor, b: Tensor) -> bool:
 
 
 def _comparable(value: Any) -> bool:
-    """Whether == says something about the contents: functions and modules of two copies are never equal."""
+    """Whether == says something about the contents: bound functions of two copies are never equal."""
     return isinstance(value, (int, float, complex, str, bytes, bool, set, frozenset, type(None), torch.dtype))
