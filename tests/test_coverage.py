@@ -26,14 +26,14 @@ FAST = [
     "plain:TokenMoE",
     "plain:DLRM",
     "transformers:llama",
-    "timm:resnet10t",
+    "timm:mixer_s32_224",
     "diffusers:UNet2DModel",
 ]
 SLOW = [
     *(f"transformers:{kind}" for kind in ("bert", "gpt2", "t5", "mixtral", "qwen3_moe", "mamba", "vit", "convnext",
     "clip", "wav2vec2-conformer",
                                           "informer", "deberta-v2", "switch_transformers", "whisper")),
-    *(f"timm:{name}" for name in ("efficientnet_b0", "vit_tiny_patch16_224", "convnext_atto", "mixer_s32_224")),
+    *(f"timm:{name}" for name in ("efficientnet_b0", "vit_tiny_patch16_224", "convnext_atto", "resnet10t")),
     *(f"diffusers:{name}" for name in ("UNet2DConditionModel", "DiTTransformer2DModel", "AutoencoderKL")),
     *(f"recommenders:{name}" for name in ("torchfm.DeepFM", "rechub.MMOE")),
 ]  # fmt: skip

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections import Counter
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map
@@ -157,6 +159,8 @@ def _run(module: nn.Module, call: Call, run: Any = None) -> dict[str, Any]:
     args, kwargs = copied((call.args, call.kwargs))
     with untouched(module), torch.no_grad():
         torch.manual_seed(1)
+        random.seed(1)
+        numpy.random.seed(1)
         output = run(module, *flatten(args, kwargs).leaves) if run else module(*args, **kwargs)
         return {"result": output, "arguments": (args, kwargs), "state": _state(module)}
 

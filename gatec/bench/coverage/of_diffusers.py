@@ -42,7 +42,7 @@ def _when(value: float = 10.0) -> Tensor:
 # Class, its arguments, the arguments of its forward.
 MODELS: dict[str, tuple[dict[str, Any], Any]] = {
     "UNet1DModel": (
-        {"block_out_channels": (32, 64), "in_channels": 4, "out_channels": 4, "extra_in_channels": 16,
+        {"block_out_channels": (32, 64), "in_channels": 4, "out_channels": 4, "extra_in_channels": 64,
          "sample_size": 32,
          "down_block_types": ("DownBlock1DNoSkip", "AttnDownBlock1D"), "up_block_types": ("AttnUpBlock1D",
          "UpBlock1DNoSkip")},
@@ -128,11 +128,11 @@ MODELS: dict[str, tuple[dict[str, Any], Any]] = {
         {"num_layers": 2, "attention_head_dim": 8, "num_attention_heads": 2, "in_channels": 4, "sample_size": 8,
          "patch_size": 2, "hidden_size": 16,
          "cross_attention_dim": 8, "cross_attention_dim_t5": 8, "pooled_projection_dim": 4, "text_len": 4,
-         "text_len_t5": 4, "learn_sigma": False},
-        lambda: _latent(4, timestep=torch.tensor([3, 5]), encoder_hidden_states=noise(2, 4, 8),
+         "text_len_t5": 4, "learn_sigma": False,
+         "use_style_cond_and_image_meta_size": False},
+        lambda: _latent(4, timestep=_when(), encoder_hidden_states=noise(2, 4, 8),
         text_embedding_mask=torch.ones(2, 4),
                         encoder_hidden_states_t5=noise(2, 4, 8), text_embedding_mask_t5=torch.ones(2, 4),
-                        image_meta_size=torch.ones(2, 6), style=torch.zeros(2, dtype=torch.int64),
                         image_rotary_emb=[torch.ones(16, 8), torch.zeros(16, 8)])),
     "CogVideoXTransformer3DModel": (
         {**JOINT, "in_channels": 4, "out_channels": 4, "time_embed_dim": 2, "text_embed_dim": 8, "sample_width": 8,
