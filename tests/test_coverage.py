@@ -19,6 +19,7 @@ from gatec.bench.coverage.same import same
 from gatec.bench.coverage.suites import entries
 from gatec.bench.coverage.variants import batches, lengths
 from gatec.bench.coverage.work import work
+from gatec.program import Program
 
 FAST = [
     "plain:WaveNet",
@@ -226,3 +227,16 @@ def test_other_calls_change_what_they_say():
     assert larger[0][0].shape == (2, 3, 16, 16)
     longer = [call[1]["ids"].shape for call in lengths(((), {"ids": inputs[1]["ids"]}))]
     assert longer[0] == (2, 10)
+
+
+def test_a_model_that_capture_leaves_different_is_called_wrong(monkeypatch):
+    """A capture that forgets to put an attribute back: the model's next call is not its own."""
+    true = Program.graph_of
+
+    def littering(program, path):
+        program.model.factor = 3.0
+        return true(program, path)
+
+    monkeypatch.setattr(Program, "graph_of", littering)
+    row = {"model": "x", "suite": "s", "family": "f", **judge(Scaled().eval(), ((torch.randn(2, 4),), {}))}
+    assert [line.split("  ")[:3] for line in wrongs([row])][:1] == [["x", "(model)", "after capture"]]

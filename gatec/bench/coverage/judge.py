@@ -10,6 +10,7 @@ from typing import Any
 import numpy
 import torch
 from torch import Tensor, fx, nn
+from torch._subclasses import FakeTensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from gatec.bench.coverage.calls import Calls, recorded
@@ -32,13 +33,14 @@ DTYPES = (torch.bfloat16, torch.float64)  # the first that the module takes
 def judge(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
     """The row of one model: how much of it was captured, in what time, and every class of module in it."""
     torch.manual_seed(0)
+    before = copied(model)  # judged apart: what capture leaves behind on the model is a result too
     begun = time.process_time()
     program = Program.of(model, *inputs)
     paths = [p for p in program.calls if not is_leaf(program.module(p))]
     graphs = {path: program.graph_of(path) for path in paths}
     seconds = time.process_time() - begun
-    calls = recorded(model, inputs, {path for _, path in representatives(model, paths)})
-    classes = [_class(program, kind, path, paths, graphs, calls) for kind, path in representatives(model, paths)]
+    calls = recorded(before, inputs, {path for _, path in representatives(model, paths)})
+    classes = [_class(program, before, kind, path, graphs, calls) for kind, path in representatives(model, paths)]
     refused = sum(graph is None for graph in graphs.values())
     return {
         "status": "whole" if not refused else "by module" if refused < len(paths) else "refused",
@@ -46,6 +48,7 @@ def judge(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
         "modules": len(paths),
         "refused": refused,
         "seconds": round(seconds, 3),
+        "after": _compared(copied(before), model, Call(*inputs)) or "",
         "gates": gates(program),
         "classes": classes,
     }
@@ -75,10 +78,10 @@ def gates(program: Program) -> dict[str, int]:
 # -- one class ------------------------------------------------------------------------------------------------------
 
 
-def _class(program: Program, kind: type[nn.Module], path: str, paths: list[str],
+def _class(program: Program, before: nn.Module, kind: type[nn.Module], path: str,
            graphs: dict[str, fx.Graph | None], calls: Calls) -> dict[str, Any]:  # fmt: skip
-    module = program.module(path)
-    alike = [p for p in paths if type(program.module(p)) is kind]
+    module = before.get_submodule(path)
+    alike = [p for p in graphs if type(program.module(p)) is kind]
     missed = [p for p in alike if graphs[p] is None]
     row: dict[str, Any] = {"class": kind.__name__, "path": path, "category": category(module, path),
                            "modules": len(alike), "captured": not missed}  # fmt: skip
@@ -93,7 +96,7 @@ def _class(program: Program, kind: type[nn.Module], path: str, paths: list[str],
 
 
 def _exact(module: nn.Module, graph: fx.Graph, call: Call) -> str:
-    """ "", or how the graph, run as it stands on the recorded call, differs from the module's own forward."""
+    """How the graph, run as it stands on the recorded call, differs from the module's own forward; empty if in nothing."""
     wrong = _compared(copied(module), copied(module), call, compiled(graph).run)
     return "the module does not repeat its own result" if wrong is None else wrong
 
@@ -140,7 +143,7 @@ def _count(unit: Unit) -> int:
 
 
 def _compared(own: nn.Module, other: nn.Module, call: Call, run: Any = None) -> str | None:
-    """ "" if both leave the same result, arguments and state; None if the module itself cannot say what is right."""
+    """How what the two leave behind differs; empty if in nothing, None if the module itself cannot say what is right."""
     try:
         wanted = _run(own, call)
     except Exception:  # the module does not take this call, in whatever words
@@ -179,6 +182,8 @@ def _difference(wanted: dict[str, Any], got: dict[str, Any]) -> str:
     for x, y in zip(a, b, strict=True):
         if x.shape != y.shape or x.dtype != y.dtype:
             return f"{where}: {tuple(x.shape)} {x.dtype} became {tuple(y.shape)} {y.dtype}"
+    if any(isinstance(t, FakeTensor) for t in (*a, *b)):
+        return f"{where}: a tensor without data, left by the tracer"
     apart = [float((x.double() - y.double()).abs().max()) for x, y in zip(a, b, strict=True) if x.numel()]
     return f"{where}: off by {max(apart, default=0.0):.1e}"
 

@@ -23,6 +23,8 @@ def summary(rows: list[Row]) -> list[Table]:
 def wrongs(rows: list[Row]) -> Iterator[str]:
     """One line per result that is not the module's own; there should be none."""
     for row in rows:
+        if row.get("after"):
+            yield f"{row['model']}  (model)  after capture  {row['after']}"
         for kind in row.get("classes", ()):
             found = {"recorded": kind.get("exact", ""), **kind.get("calls", {})}
             bad = {name: word for name, word in found.items() if word.startswith(("wrong", "raised"))}
