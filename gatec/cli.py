@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +14,7 @@ import gatec
 from gatec import bench as benchmarks
 from gatec import demo as tour
 from gatec import settings, zoo
+from gatec.bench import coverage
 from gatec.errors import GatecError
 from gatec.screen import errors, say, table, working
 
@@ -126,8 +128,20 @@ def export(
 
 
 @app.command()
-def bench(name: Annotated[str, typer.Argument(help=", ".join(benchmarks.BENCHMARKS))], output: Folder = None) -> None:
+def bench(
+    name: Annotated[str, typer.Argument(help=", ".join(benchmarks.BENCHMARKS))],
+    output: Folder = None,
+    only: Annotated[str, typer.Option(help="coverage: a regular expression over suite:name")] = "",
+    peers: Annotated[bool, typer.Option(help="coverage: ask the other tracers too")] = True,
+    jobs: Annotated[int, typer.Option(help="coverage: processes at a time")] = 2,
+    file: Annotated[
+        Path | None, typer.Option("--json", help="coverage: a FILE for everything about every model")
+    ] = None,
+) -> None:
     """Measure beside a peer in one run; -o keeps the rows as JSON with device, versions and commit."""
+    if name == "coverage":
+        _coverage(only, peers, jobs, file, output)
+        return
     with working(f"measuring {name}"):
         rows = benchmarks.run(name)
     columns = list(dict.fromkeys(k for row in rows for k in row))
@@ -140,6 +154,29 @@ def bench(name: Annotated[str, typer.Argument(help=", ".join(benchmarks.BENCHMAR
 def demo() -> None:
     """From a Llama to a converted, fused and exported one, in under two minutes on a CPU."""
     tour.show()
+
+
+def _coverage(only: str, peers: bool, jobs: int, file: Path | None, output: Path | None) -> None:
+    """Three tables, then every result that is not the module's own; exit code 1 if there is one."""
+    rows = coverage.coverage(only, peers, jobs, progress=_told)
+    for found in coverage.summary(rows):
+        table(found)
+        say("")
+    wrong = list(coverage.wrongs(rows))
+    for line in wrong:
+        say(line)
+    if file is not None:
+        file.write_text(json.dumps(rows, indent=1) + "\n")
+    if output:
+        wrote(benchmarks.keep("coverage", coverage.compact(rows), output))
+    if wrong:
+        raise typer.Exit(1)
+
+
+def _told(row: dict[str, Any], who: str) -> None:
+    """A line per answer: the sweep takes as long as a meal."""
+    status = (row if who == coverage.OURS else row["peers"][who])["status"]
+    errors.print(f"{row['model']}  {who}  {status}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _find(model: str, device: str) -> zoo.Found:

@@ -6,17 +6,24 @@ import json
 import platform
 import subprocess
 from collections.abc import Callable
+from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from gatec.bench.conversion import conversion
+from gatec.bench.coverage import coverage as sweep
+from gatec.bench.depth import depths
 from gatec.bench.experts import experts
 from gatec.errors import GatecError
 
 Row = dict[str, Any]
-BENCHMARKS: dict[str, Callable[[], list[Row]]] = {"convert": conversion, "moe": experts}
+BENCHMARKS: dict[str, Callable[..., list[Row]]] = {
+    "convert": conversion, "moe": experts, "capture": depths, "coverage": sweep,
+}  # fmt: skip
+MODELS = ("diffusers", "timm", "torch-rechub", "torchfm", "transformers")
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -36,11 +43,23 @@ def keep(name: str, rows: list[Row], folder: Path = RESULTS) -> Path:
         if torch.cuda.is_available()
         else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
     )
-    about = {"benchmark": name, "device": device, "torch": torch.__version__, "commit": _commit()}
+    about = {
+        "benchmark": name,
+        "device": device,
+        "torch": torch.__version__,
+        "commit": _commit(),
+        "versions": versions(),
+    }
     file = folder / f"{name}-{'gpu' if torch.cuda.is_available() else 'cpu'}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
     return file
+
+
+def versions() -> dict[str, str]:
+    """Of the packages whose models are measured, as far as they are installed."""
+    there = {package.lower(): package for package in MODELS if find_spec(package.replace("-", "_"))}
+    return {name: metadata.version(package) for name, package in there.items()}
 
 
 def _commit() -> str:
