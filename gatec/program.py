@@ -11,9 +11,10 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map
 
 from gatec.capture import Call, record, trace, unit_of
+from gatec.capture.shell import first, shell, spread
 from gatec.capture.structure import flatten, frozen
 from gatec.errors import Refused
-from gatec.match import Canon
+from gatec.match import Canon, Term
 from gatec.match.terms import join
 
 Verdict = Literal["put", "left", "near"]
@@ -83,17 +84,24 @@ class Program:
         if "forward" in vars(module):
             raise Refused("its forward was replaced on the object itself")
         unit = unit_of(module)
-        if unit is not None:
+        if unit is not None and unit.rewrites:
             return unit.graph(module, call, self.known(path))
         alike = self.shared.setdefault(_likeness(module, call), [])
         for values, graph in alike:
             if values == _values(module, values):
                 self.reads[path] = frozenset(values)
                 return graph
-        found = trace(module, type(module).forward, call, self.known(path))
+        forward = (unit.original if unit else type(module)).forward
+        found = trace(module, forward, call, self.known(path))
         alike.append((_values(module, found.reads), found.graph))
         self.reads[path] = found.reads
         return found.graph
+
+    def shell_of(self, path: str) -> fx.Graph:
+        """The module from outside, with what was put at its boundary so far."""
+        module, call = self.module(path), self.calls[path][0]
+        unit = unit_of(module)
+        return unit.shell(module, call) if unit else shell(type(module).forward, call)
 
     def known(self, path: str) -> Any:
         """Recorded calls of the module's children, found again by the form of their arguments."""
@@ -106,18 +114,32 @@ class Program:
 
     def canon(self) -> Canon:
         """Canonical terms of everything that could be captured; where a module is missing its children are asked."""
-        canon = Canon(self.graph_of, self.module)
-        waiting = [""]
+        canon = Canon(self.graph_of, self.module, self.shell_of)
+        waiting, passed = [("", False)], {}  # type: tuple[list[tuple[str, bool]], dict[int, Term]]
         while waiting:
-            path = waiting.pop(0)
-            graph = self.graph_of(path) if path in self.calls else None
+            path, seen = waiting.pop(0)
+            unit, graph = unit_of(self.module(path)), None
             canon.gaps.clear()
+            if path in self.calls and not (unit and unit.outer):
+                graph = self.graph_of(path)
             if graph is not None:
                 canon.run(path, graph)
-                waiting += canon.gaps
-            else:
-                waiting += [join(path, n) for n, _ in self.module(path).named_children()]
+            elif path in self.calls and not seen:
+                self._from_outside(canon, path, passed)
+            waiting += [(gap, True) for gap in canon.gaps if gap != path]
+            if graph is None:
+                waiting += [(join(path, name), False) for name, _ in self.module(path).named_children()]
         return canon
+
+    def _from_outside(self, canon: Canon, path: str, passed: dict[int, Term]) -> None:
+        """A module that no captured graph calls: its recorded call is its graph, and a tensor is known by its identity."""
+        call, graph = self.calls[path][0], self.shell_of(path)
+        inputs = [passed.setdefault(id(x), canon.table.fresh(path)) if isinstance(x, Tensor) else canon.table.fresh(path)
+                  for x in spread(call.args, call.kwargs)[0]]  # fmt: skip
+        canon.sweep(path, graph, inputs)
+        canon.uses[path] = len(self.calls[path])
+        given = next(canon.terms[path, n] for n in graph.nodes if n.target is first)
+        passed[id(first(call.output))] = given
 
 
 def _form(call: Call) -> Any:

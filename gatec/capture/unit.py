@@ -14,6 +14,7 @@ from torch import fx, nn
 
 from gatec.capture.guards import Miss
 from gatec.capture.record import Call
+from gatec.capture.shell import OWN, shell, spread
 from gatec.capture.structure import flatten, frozen
 from gatec.capture.tracer import trace
 from gatec.errors import GatecError, Refused
@@ -46,20 +47,27 @@ class Unit:
     asks_compiling: bool = False
     reads: tuple[tuple[str, str], ...] = ()  # attributes (child, name) that some capture has baked in
     measured: dict[Any, list[Captured]] | None = None  # where copies of the unit leave the graphs they capture
+    outer: list[Any] = field(default_factory=list)  # edits at the boundary, around all that is done inside
+    shells: dict[Any, Captured] = field(default_factory=dict)
+
+    @property
+    def edits(self) -> list[Any]:
+        return [*self.rewrites, *self.outer]
 
     @property
     def only_fused(self) -> bool:
         return all(r.only_fuses for r in self.rewrites)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "graphs": {}, "measured": None}
+        return {**self.__dict__, "graphs": {}, "measured": None, "shells": {}}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Unit:
         rewrites = copy.deepcopy(self.rewrites, memo)
         graphs = {k: list(v) for k, v in self.graphs.items()}
         return Unit(
-            self.original, rewrites, dict(self.added), graphs, 0, self.asks_compiling, self.reads, self.measured
-        )
+            self.original, rewrites, dict(self.added), graphs, 0, self.asks_compiling, self.reads, self.measured,
+            copy.deepcopy(self.outer, memo), dict(self.shells),
+        )  # fmt: skip
 
     def graph(self, module: nn.Module, call: Call, known: Any = None) -> fx.Graph:
         """The rewritten graph of one call, captured anew from the user's own forward."""
@@ -70,6 +78,18 @@ class Unit:
         for rewrite in self.rewrites:
             rewrite(module, graph, call)
         return graph
+
+    def shell(self, module: nn.Module, call: Call) -> fx.Graph:
+        """The module from outside, with the edits at its boundary."""
+        graph = shell(self.original.forward, call)
+        for rewrite in self.outer:
+            rewrite(module, graph, call)
+        return graph
+
+    def enclose(self, call: Call, graph: fx.Graph) -> Captured:
+        key = spread(call.args, call.kwargs)[1]
+        self.shells[key] = compiled(graph)
+        return self.shells[key]
 
     def watch(self, reads: Iterable[tuple[str, str]]) -> None:
         """Guard these attributes from now on; graphs captured before they were known are captured again."""
@@ -133,6 +153,24 @@ def unit_of(module: nn.Module) -> Unit | None:
 
 def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
     unit: Unit = self.__dict__["_gatec"]
+    if not unit.outer:
+        return inside(self, *args, **kwargs)
+    leaves, key = spread(args, kwargs)
+    captured = unit.shells.get(key) or _enclosed(self, unit, args, kwargs)
+    return captured.run(self, *leaves)
+
+
+@torch._dynamo.disable  # type: ignore[untyped-decorator]
+def _enclosed(module: nn.Module, unit: Unit, args: Any, kwargs: Any) -> Captured:
+    call = Call(args, kwargs)
+    return unit.enclose(call, unit.shell(module, call))
+
+
+def inside(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """The module without what was put at its boundary."""
+    unit: Unit = self.__dict__["_gatec"]
+    if not unit.rewrites:
+        return unit.original.forward(self, *args, **kwargs)
     flat = flatten(args, kwargs)
     key = (flat.key, surroundings(self, unit))
     for captured in unit.graphs.get(key, ()):
@@ -182,7 +220,7 @@ _CLASSES: dict[type[nn.Module], type[nn.Module]] = {}
 def rewritten_class(original: type[nn.Module]) -> type[nn.Module]:
     """The subclass whose forward runs the unit's graphs; named as the original, so that nobody who asks is surprised."""
     if original not in _CLASSES:
-        body = {"forward": _signed(original.forward), "__reduce_ex__": _reduce, "__module__": original.__module__,
+        body = {"forward": _signed(original.forward), OWN: inside, "__reduce_ex__": _reduce, "__module__": original.__module__,
                 "__qualname__": original.__qualname__, "__doc__": original.__doc__}  # fmt: skip
         _CLASSES[original] = type(original.__name__, (original,), body)
     return _CLASSES[original]
