@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from gatec.equation import Activation
-from gatec.match import Attention, Block, Branch, Linear, Projection, here
+from gatec.match import Attention, Block, Branch, Features, Linear, Projection, here
 
 
 def dense(x: Tensor, up: Linear, act: Activation, down: Linear) -> Any:
@@ -34,7 +34,7 @@ def block(x: Tensor, block: Block) -> Any:
     return block(x)
 
 
-def attended(x: Tensor, attend: Attention, out: Linear) -> Any:
+def attended(x: Tensor, attend: Attention, out: Projection) -> Any:
     return out(here(attend(x)))
 
 
@@ -42,7 +42,7 @@ def projected(attended: Tensor, out: Projection) -> Any:
     return out(here(attended))
 
 
-def linear(x: Tensor, layer: Linear) -> Any:
+def linear(x: Tensor, layer: Features) -> Any:
     return layer(x)
 
 

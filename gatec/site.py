@@ -16,6 +16,7 @@ from gatec.layers import Inner, Layer, attribute, value_of
 from gatec.match import Linear, Match
 from gatec.match.terms import join
 
+MAPS = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.GroupNorm)  # their channels stand before positions
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
@@ -31,10 +32,15 @@ class Site:
     added: dict[str, str] = field(default_factory=dict)
     undo: list[Callable[[], Any]] = field(default_factory=list)
     names: dict[int, list[str]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def refuse(self, why: str) -> NoReturn:
         """Decline this place; the words become a line of the report."""
         raise Refused(why)
+
+    def note(self, words: str) -> None:
+        """Say something about this place that the report is to tell."""
+        self.notes.append(words)
 
     def layer(self, name: str) -> Layer | Inner:
         spec = self.match.layers[name]
@@ -74,6 +80,24 @@ class Site:
     def shape(self, value: fx.Proxy) -> tuple[int, ...]:
         """The sizes of a value at birth, for parameters that must fit it."""
         return tuple(value.node.meta["val"].shape)
+
+    def same_rows(self, value: fx.Proxy, other: fx.Proxy) -> None:
+        """Refuse two values that do not belong together row by row."""
+        one, two = self.shape(value), self.shape(other)
+        if one[:-1] != two[:-1]:
+            self.refuse(f"the gate would read rows of sizes {one[:-1]} where it gates rows of sizes {two[:-1]}")
+
+    def channels(self, value: fx.Proxy, near: Layer | Inner) -> tuple[int, ...]:
+        """The sizes of one number per channel of what `near` gives: of its last dimension, or, where the last that `near`
+        runs is a convolution or a batch norm, of the dimension before the positions."""
+        shape = self.shape(value)
+        leaves = [
+            m for m in self.module.get_submodule(near.path).modules() if next(m.parameters(False), None) is not None
+        ]
+        last = next((m for m in reversed(leaves) if isinstance(m, MAPS)), None) if leaves[-1:] else None
+        if last is None or last is not leaves[-1] or len(shape) < 3:
+            return shape[-1:]
+        return (shape[1], *[1] * (len(shape) - 2))
 
     def _register(self, name: str, value: Any, near: Layer | Inner) -> str:
         path, owner = self._owner(near)

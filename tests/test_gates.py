@@ -21,7 +21,8 @@ ALL = [
 ]
 PUT = [p for p in ALL if not p.values[1].refuses]
 REFUSED = [p for p in ALL if p.values[1].refuses]
-NEUTRAL = [p for p in PUT if p.values[0].neutral]
+NEUTRAL = [p for p in PUT if not p.values[0].gives_up(p.values[1].options)]
+MOVING = [p for p in PUT if p.values[0].neutral and p not in NEUTRAL]  # neutral but for their options
 DRIFTING = [p for p in PUT if not p.values[0].neutral]
 
 
@@ -129,6 +130,23 @@ def test_drift_is_measured_at_every_edit(gate, case):
     assert all(e.drift is not None and 0 <= e.drift <= 1e-12 for e in edits)
 
 
+@pytest.mark.parametrize("gate, case", MOVING)
+def test_what_is_given_up_stands_in_the_report_beside_the_drift(gate, case):
+    model, inputs = built(case)
+    gated = converted(gate, case, model, inputs)
+    moved = distance(gated(*inputs), model(*inputs))
+    assert moved > 0 and gatec.report(gated).drift == pytest.approx(moved)
+    for edit in (e for e in gatec.report(gated).edits if e.verdict == "put"):
+        assert edit.drift > 0 and edit.note.endswith(f"; {gate.gives_up(case.options)}")
+
+
+def unmoved(gate, case, model, inputs, rounding):
+    """What a gated model is compared with elsewhere, and how closely: its original, or itself where options move it."""
+    if not gate.neutral:
+        return rounding, model
+    return 0, model if not gate.gives_up(case.options) else converted(gate, case, model, inputs)
+
+
 def added(gated, model):
     known = dict(model.named_parameters())
     return {n: p for n, p in gated.named_parameters() if n not in known}
@@ -226,7 +244,7 @@ def test_converting_twice_is_converting_once(gate, case):
 def test_other_batches_ranks_and_dtypes_are_captured_again(gate, case):
     model, inputs = built(case, torch.float64)
     gated = converted(gate, case, model, inputs)
-    bound = 0 if gate.neutral else 1e-12
+    bound, model = unmoved(gate, case, model, inputs, 1e-12)
     for other in (
         tuple(x[:1] for x in inputs),
         tuple(torch.cat([x, x, x[:1]]) for x in inputs),
@@ -245,9 +263,10 @@ def test_other_batches_ranks_and_dtypes_are_captured_again(gate, case):
 def test_to_another_dtype(gate, case, dtype, bound):
     model, inputs = built(case)
     gated = converted(gate, case, model, inputs).to(dtype)
+    bound, model = unmoved(gate, case, model, inputs, bound)
     model, inputs = model.to(dtype), tuple(x.to(dtype) for x in inputs)
     assert gated(*inputs).dtype == dtype
-    assert distance(gated(*inputs), model(*inputs)) <= (0 if gate.neutral else bound)
+    assert distance(gated(*inputs), model(*inputs)) <= bound
 
 
 @pytest.mark.parametrize("gate, case", PUT)
@@ -300,9 +319,9 @@ def test_train_mode(gate, case):
     model, inputs = built(case)
     gated = converted(gate, case, model, inputs)
     assert not gated.training
-    bound = 0 if gate.neutral else 1e-5
+    bound, model = unmoved(gate, case, model, inputs, 1e-5)
     assert distance(gated.train()(*inputs), model.train()(*inputs)) <= bound
-    born = converted(gate, case, model, inputs)
+    born = converted(gate, case, built(case)[0].train(), inputs)
     assert all(m.training for m in born.modules())
     assert distance(born(*inputs), model(*inputs)) <= bound
 

@@ -139,7 +139,7 @@ class Flow:
 
 def _linked(chain: list[ModuleCall]) -> list[ModuleCall]:
     """The calls that stand in a row: each takes what the one before it has given."""
-    pairs = [(a, b) for a, b in pairwise(chain) if computed_from(b.taken[0], a.given)]
+    pairs = [(a, b) for a, b in pairwise(chain) if a.given is b.taken[0] or computed_from(b.taken[0], a.given)]
     linked = {c.path for pair in pairs for c in pair}
     return [c for c in chain if c.path in linked or len(chain) == 1]
 
@@ -210,8 +210,15 @@ def attention(term: Term) -> tuple[Part, Term] | None:
     query = _nearest_linear(core.args[0]) if core is not None else None
     if core is None or query is None:
         return None
-    heads = core.shape[1] if core.shape is not None and len(core.shape) == 4 else None
-    return Part(query.data.path, heads), query.args[0]
+    return Part(query.data.path, _heads(core, term)), query.args[0]
+
+
+def _heads(core: Term, whole: Term) -> int | None:
+    """The heads that were laid side by side: (..., heads, length, width) became (..., length, heads * width)."""
+    if core.shape is None or whole.shape is None or len(core.shape) < 3:
+        return None
+    heads, width, together = core.shape[-3], core.shape[-1], whole.shape[-1]
+    return heads if all(isinstance(n, int) for n in (heads, width)) and heads * width == together else None
 
 
 def _core(term: Term) -> Term | None:

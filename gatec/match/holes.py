@@ -8,9 +8,9 @@ from typing import Any
 from torch import nn
 
 from gatec.match.flow import Flow, attention
-from gatec.match.terms import Linear, Part, Term
+from gatec.match.terms import Part, Term
 
-Filling = tuple[Linear | Part, Term]  # what fills the hole, and the value that it is called on
+Filling = tuple[Part, Term]  # what fills the hole, and the value that it is called on
 
 
 class Hole:
@@ -54,13 +54,25 @@ class Attention(Hole):
             yield found
 
 
-class Projection(Hole):
-    """The linear layer that what attention returned goes through."""
+class Features(Hole):
+    """A linear layer with all that it gives, as a module or as a bare weight."""
 
     @classmethod
     def fillings(cls, flow: Flow, term: Term, x: Term | None) -> Iterator[Filling]:
-        if term.op == "linear" and attention(term.args[0]) is not None:
-            yield term.data, term.args[0]
+        if term.op == "linear" and not term.data.packed:
+            called = flow.calls.get(term.data.path)
+            yield Part(term.data.path if called and called.given is term else term.data.weight), term.args[0]
+
+
+class Projection(Features):
+    """The linear layer that what attention returned goes through, with the number of heads of that attention."""
+
+    @classmethod
+    def fillings(cls, flow: Flow, term: Term, x: Term | None) -> Iterator[Filling]:
+        for part, value in super().fillings(flow, term, x):
+            found = attention(value)
+            if found is not None:
+                yield Part(part.path, found[0].size), value
 
 
 def of_class(kinds: tuple[type[nn.Module], ...]) -> type[Hole]:

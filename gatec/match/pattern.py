@@ -99,7 +99,7 @@ class Pattern:
         for name, parameter in inspect.signature(function, eval_str=True).parameters.items():
             kind = kind_of(parameter.annotation)
             if kind is None:
-                raise GatecError("pattern parameters annotated Tensor, Linear, Activation, Branch, Block, Attention, Projection "
+                raise GatecError("pattern parameters annotated Tensor, Linear, Activation, with a Hole "
                                  "or with a class of modules",
                                  found=f"{name}: {parameter.annotation}", where=function.__qualname__)  # fmt: skip
             node = graph.placeholder(name) if kind == "tensor" else None
@@ -171,7 +171,7 @@ class Pattern:
         if t.op in TRANSPARENT:
             yield from self._unify(p, t.args[0], self._entered(s, t), bend)
         elif bend and p.op != "?hole" and s.obstacle is None and t.op not in ("linear", "value", "param", "const"):
-            computed = {id(a): a for a in t.args if a.op not in ("param", "const")}
+            computed = {id(a): a for a in t.args if not _settled(a)}
             if len(computed) == 1:  # one value goes in: without this node the pattern might match
                 bent = self._entered(s, t)
                 bent.obstacle = t
@@ -218,6 +218,11 @@ class Pattern:
             return
         for state in self._unify(ps[0], ts[0], s, bend):
             yield from self._all(ps[1:], ts[1:], state, bend)
+
+
+def _settled(t: Term) -> bool:
+    """Whether a term is computed from parameters and numbers alone."""
+    return t.op in ("param", "const") or (bool(t.args) and all(map(_settled, t.args)))
 
 
 def _is_branch(p: Term) -> bool:

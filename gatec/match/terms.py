@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, fx
@@ -48,11 +48,11 @@ class Linear:
 class Part:
     """What fills a hole for a branch, a block or a layer of some class: the module, by its path, whose value it is.
 
-    `size` is what else is known of it, such as the heads of an attention.
+    `size` is what else its values show where it is found, such as the heads of an attention.
     """
 
     path: str
-    size: int | None = None
+    size: int | None = field(default=None, compare=False)
 
     @property
     def weight(self) -> str:

@@ -15,7 +15,7 @@ from gatec.rewrite.install import installed
 from gatec.rewrite.readers import once, unread
 from gatec.rewrite.replay import Rewrite
 from gatec.rewrite.splice import bound
-from gatec.rewrite.spot import describe, site_name, spot
+from gatec.rewrite.spot import describe, relative, site_name, spot
 from gatec.rewrite.undo import Undo, back
 from gatec.site import Site
 from gatec.verify import Probe
@@ -89,19 +89,20 @@ def earlier(gate: Gate, program: Program) -> dict[str, str]:
         unit = unit_of(module)
         for rewrite in unit.edits if unit else ():
             if rewrite.name == gate.name and isinstance(rewrite, Rewrite):
-                layers = [k.under(path) for k in rewrite.layers.values()]
-                found[layers[-1].weight] = site_name(layers)
+                last = list(rewrite.layers.values())[-1].under(path)
+                found[last.weight] = rewrite.site_under(path)
     return found
 
 
 def _put(work: Work, place: Place, undo: Undo) -> Edit:
-    """The first way that goes; if none does, why the first did not."""
+    """The first way that goes; if none does, why not."""
     edits: list[Edit] = []
     for index, match in place.ways:
         edits.append(_one(work, place.name, index, match, undo))
         if edits[-1].verdict == "put":
             return edits[-1]
-    return edits[0]
+    reasons = dict.fromkeys(e.why for e in edits)
+    return replace(edits[0], why="; or ".join(reasons))
 
 
 def _one(work: Work, name: str, index: int, match: Match, undo: Undo) -> Edit:
@@ -111,13 +112,13 @@ def _one(work: Work, name: str, index: int, match: Match, undo: Undo) -> Edit:
         unread(work.flow.canon, match)
         where = spot(work.program, work.flow, gate, match)
         local = {k: v.within(where.path) for k, v in match.layers.items()}
-        rewrite = Rewrite(gate, work.options, local, index, where.inlined, where.doors)
+        rewrite = Rewrite(gate, work.options, local, index, relative(name, where.path), where.inlined, where.doors)
         module = work.program.module(where.path)
         site = Site(work.program.model, where.path, module, replace(match, layers=local), names=work.program.names)
         if gate.check:
             gate.check(site, **bound(gate, gate.check, site, work.options))
         if work.dry:
-            return Edit(gate.name, name, "put", "could be put")
+            return Edit(gate.name, name, "put", "; ".join(["could be put", *site.notes]))
         drift, probe = installed(work.program, where.path, module, rewrite, steps, work.twins, work.structure)
     except Refused as e:
         back(steps)
@@ -126,12 +127,15 @@ def _one(work: Work, name: str, index: int, match: Match, undo: Undo) -> Edit:
         back(steps)
         raise
     undo.extend(steps)
-    return _measured(work, name, drift, probe)
+    return _measured(work, name, drift, probe, site.notes)
 
 
-def _measured(work: Work, name: str, drift: float | None, probe: Probe | None) -> Edit:
+def _measured(work: Work, name: str, drift: float | None, probe: Probe | None, notes: list[str]) -> Edit:
     lost = work.gate.gives_up(work.options)
     if not lost and probe is not None and drift is not None and not drift <= probe.rounding:
         raise GatecError(f"the gate {work.gate.name} to be born neutral", found=f"the output moved by {drift:.1e}", where=name,
                          hint="start its new parameters where the equation is the identity")  # fmt: skip
-    return Edit(work.gate.name, name, "put", "" if probe else "not measured alone", drift, probe.note if probe else "")
+    said = "".join(f"; {words}" for words in filter(None, (lost, *notes)))
+    if probe is None:
+        return Edit(work.gate.name, name, "put", f"not measured alone{said}")
+    return Edit(work.gate.name, name, "put", "", drift, f"{probe.note}{said}")

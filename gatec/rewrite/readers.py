@@ -39,8 +39,10 @@ def unwritten(name: str, value: fx.Node, last: fx.Node, order: dict[fx.Node, int
 
 
 def _name(match: Match) -> str:
-    """The replaced value, in words: a hidden layer between layers, or what the first hole gave."""
-    return "the hidden layer" if len(match.layers) > 1 else f"what {next(iter(match.layers))} returns"
+    """The replaced value, in words: a hidden layer between layers, what fills a hole, or what a hole returns."""
+    if len(match.layers) > 1:
+        return "the hidden layer"
+    return next((n for n, t in match.values.items() if t is match.cut), f"what {next(iter(match.layers))} returns")
 
 
 def _stays(path: str, node: fx.Node, inside: set[Place]) -> bool:

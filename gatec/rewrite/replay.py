@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import fx, nn
@@ -31,6 +31,7 @@ class Rewrite:
     options: dict[str, Any]
     layers: dict[str, Linear | Part]
     pattern: int
+    site: tuple[int, str] = (0, "")  # how many levels above the unit its site is, and where below that
     inlined: tuple[str, ...] = ()
     doors: tuple[tuple[str, str], ...] | None = None
     added: dict[str, str] = field(default_factory=dict)
@@ -54,6 +55,11 @@ class Rewrite:
             if root is not None or self._passes_by(module, graph, graph_of):
                 raise
             return None
+
+    def site_under(self, path: str) -> str:
+        """The name of the site where the unit is the module at `path`."""
+        levels, rest = self.site
+        return join(".".join(path.split(".")[: path.count(".") + 1 - levels]) if path else "", rest)
 
     @property
     def linears(self) -> dict[str, Linear]:
@@ -108,7 +114,7 @@ class Rewrite:
         flow = Flow(canon, frozenset(k.path for k in self.layers.values()))
         for match in self.gate.patterns[self.pattern].find(flow):
             if isinstance(match, Match) and match.layers == self.layers:
-                return match, canon
+                return replace(match, layers=self.layers), canon
         raise Refused(
             f"the {self.name} place at {', '.join(k.path for k in self.layers.values())} is not there in this call"
         )

@@ -96,6 +96,13 @@ def site_name(layers: Iterable[Linear | Part]) -> str:
     return last if last.rpartition(".")[2].isdigit() else ".".join(shared)
 
 
+def relative(site: str, path: str) -> tuple[int, str]:
+    """A site's name as seen from the unit at `path`: levels up, and the rest down."""
+    if _in(path, site):
+        return 0, below(path, site) if site != path else ""
+    return path.count(".") + 1 - (site.count(".") + 1 if site else 0), ""
+
+
 def describe(term: Term) -> str:
     name = term.op.partition(":")[2] or term.op
     where = term.data[0] if isinstance(term.data, tuple) and term.data else term.data
