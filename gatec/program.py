@@ -114,7 +114,7 @@ class Program:
 
     def canon(self) -> Canon:
         """Canonical terms of everything that could be captured; where a module is missing its children are asked."""
-        canon = Canon(self.graph_of, self.module, self.shell_of)
+        canon = Canon(self.graph_of, self.module)
         waiting, passed = [("", False)], {}  # type: tuple[list[tuple[str, bool]], dict[int, Term]]
         while waiting:
             path, seen = waiting.pop(0)

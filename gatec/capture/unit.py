@@ -106,6 +106,9 @@ class Unit:
 
 def compiled(graph: fx.Graph) -> Captured:
     """The graph as a function of the live module and the leaves of its arguments."""
+    for node in graph.nodes:
+        if node.name == "self":  # a child of that name (BERT has one) would hide the module
+            node._rename("self_")
     code = graph.python_code("self")
     space: dict[str, Any] = dict(code.globals)
     exec(compile(code.src, f"<gatec {id(graph)}>", "exec"), space)

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from gatec.capture import unit_of
+from gatec.capture import Call, unit_of
 from gatec.capture.guards import writes
 from gatec.capture.shell import OWN, first, with_first
 from gatec.capture.structure import PLAIN
@@ -33,7 +33,7 @@ class Canon:
 
     graph_of: Callable[[str], fx.Graph | None]
     module_of: Callable[[str], nn.Module]
-    shell_of: Callable[[str], fx.Graph | None] = lambda path: None
+    shells: bool = True  # whether what was put at the boundaries of modules is looked at
     table: Table = field(default_factory=Table)
     carriers: dict[Term, list[Place]] = field(default_factory=dict)
     terms: dict[Place, Term] = field(default_factory=dict)
@@ -153,10 +153,11 @@ class Canon:
     def _module(self, path: str, node: fx.Node, env: dict[fx.Node, Term]) -> Term:
         child = join(path, str(node.target))
         unit = unit_of(self.module_of(child))
-        if unit is None or not unit.outer:
+        if unit is None or not unit.outer or not self.shells:
             return self._inside(child, node, env)
-        graph = self.shell_of(child)
-        return self._nested(child, graph, node, env) if graph is not None else self._gap(child, node, env)
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta.get("val"))
+        shell = unit.shell(self.module_of(child), Call(args, kwargs, node.meta.get("val")))
+        return self._nested(child, shell, node, env)
 
     def _own(self, path: str, node: fx.Node, env: dict[fx.Node, Term]) -> Term:
         """A module's call of itself inside its shell."""

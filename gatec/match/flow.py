@@ -85,20 +85,20 @@ class Flow:
         others = {n: [terms[m] for m in leaves if m is not n] for n in leaves}
         streams = {n: s for n in leaves if (s := next((t for t in others[n] if computed_from(terms[n], t)), None))}
         for branch in streams or (leaves if self.known else ()):
-            part = self._ends_in(path, branch)
+            part = self._ends_in(path, branch, streams.get(branch))
             if part is not None and (not self.known or part.path in self.known):
                 yield streams.get(branch, others[branch][0]), terms[branch], part
 
-    def _ends_in(self, path: str, node: fx.Node) -> Part | None:
-        """The last module with parameters, or else the last parameter, that a value has come through."""
+    def _ends_in(self, path: str, node: fx.Node, stream: Term | None) -> Part | None:
+        """The last module with parameters, or else the last parameter, that a value has come through since the stream."""
         weights: list[str] = []
         waiting, seen = [(path, node)], set()
         while waiting:
             here = waiting.pop(0)
-            if here in seen:
+            path, node = here
+            if here in seen or self.canon.terms[here] is stream:
                 continue
             seen.add(here)
-            path, node = here
             name = join(path, str(node.target))
             if node.op == "call_module" and next(self.canon.module_of(name).parameters(), None) is not None:
                 return Part(name)
@@ -125,16 +125,12 @@ class Flow:
         for call in self.calls.values():
             parent = call.path.rpartition(".")[0]
             chained = bool(call.path) and isinstance(self.canon.module_of(parent), CONTAINERS)
-            if chained and call.keeps and self._composed(call.path):
+            if chained and call.keeps and any(self.canon.module_of(call.path).children()):
                 chains[parent].append(call)
         found = {c.path: c for chain in chains.values() for c in _linked(chain)}
         inner = {q: [self.canon.module_of(p) for p in found if holds(q, p)] for q in found}
         whole = {q: c for q, c in found.items() if not _repeats(inner[q])}  # a stack of blocks is none itself
         return {c.given: c for p, c in whole.items() if not any(holds(q, p) for q in whole)}
-
-    def _composed(self, path: str) -> bool:
-        module = self.canon.module_of(path)
-        return any(True for _ in module.children()) or not type(module).__module__.startswith("torch.nn")
 
 
 def _linked(chain: list[ModuleCall]) -> list[ModuleCall]:
@@ -150,7 +146,10 @@ def _repeats(modules: list[nn.Module]) -> bool:
 
 
 def computed_from(value: Term, source: Term) -> bool:
-    """Whether `value` depends on `source`, or, where that is a sum, on what it is a sum of. Terms are numbered in order."""
+    """Whether `value` depends on the numbers in `source`, or, where that is a sum, in what it is a sum of.
+
+    A term has a higher number than those that it is computed from.
+    """
     sources = {source, *(source.args if source.op == "add" else ())} - {value}
     lowest = min((s.number for s in sources), default=0)
     waiting, seen = [value], {value}
@@ -159,7 +158,7 @@ def computed_from(value: Term, source: Term) -> bool:
         if term in sources:
             return True
         for arg in term.args:
-            if arg.number >= lowest and arg not in seen:
+            if arg.number >= lowest and arg not in seen and arg.op != "size":
                 seen.add(arg)
                 waiting.append(arg)
     return False

@@ -61,7 +61,7 @@ class Features(Hole):
     def fillings(cls, flow: Flow, term: Term, x: Term | None) -> Iterator[Filling]:
         if term.op == "linear" and not term.data.packed:
             called = flow.calls.get(term.data.path)
-            yield Part(term.data.path if called and called.given is term else term.data.weight), term.args[0]
+            yield Part(term.data.path if called and called.given.data == term.data else term.data.weight), term.args[0]
 
 
 class Projection(Features):

@@ -10,6 +10,7 @@ from gatec.capture import unit_of
 from gatec.errors import GatecError, Refused
 from gatec.gate import Gate
 from gatec.match import Flow, Match, Near
+from gatec.match.terms import join
 from gatec.program import Edit, Program
 from gatec.rewrite.install import installed
 from gatec.rewrite.readers import once, unread
@@ -51,10 +52,10 @@ def put(gate: Gate, options: dict[str, Any], program: Program, undo: Undo, *, dr
     `structure` adds what the gate adds without giving birth to it: a checkpoint is about to be loaded.
     """
     work = Work(gate, gate.options(options), program, Flow(program.canon()), dry, structure)
-    known = earlier(gate, program)
+    known, ours = earlier(gate, program), added(program)
     edits = [Edit(gate.name, name, "left", f"{gate.name} was put here already") for name in known.values()]
     for last, place in places(gate, work.flow).items():
-        if last in known or (only is not None and not only(place.name)):
+        if last in known or last in ours or (only is not None and not only(place.name)):
             continue
         if place.near is not None:
             edits.append(Edit(gate.name, place.name, "near", f"but for {describe(place.near.obstacle)}"))
@@ -91,6 +92,16 @@ def earlier(gate: Gate, program: Program) -> dict[str, str]:
             if rewrite.name == gate.name and isinstance(rewrite, Rewrite):
                 last = list(rewrite.layers.values())[-1].under(path)
                 found[last.weight] = rewrite.site_under(path)
+    return found
+
+
+def added(program: Program) -> set[str]:
+    """The weights of what gates have brought along: no place for another."""
+    found = set()
+    for path, module in program.model.named_modules():
+        unit = unit_of(module)
+        for name in (n for r in (unit.edits if unit else ()) for n in r.added.values()):
+            found |= {join(path, name), join(path, f"{name}.weight")}
     return found
 
 

@@ -110,18 +110,20 @@ class Rewrite:
         return any(canon.uses[u] for u in used) or any(u.startswith(f"{gap}.") for gap in canon.gaps for u in used)
 
     def _find(self, module: nn.Module, graph: fx.Graph, graph_of: GraphOf) -> tuple[Match, Canon]:
-        canon = _swept(module, graph, graph_of)
-        flow = Flow(canon, frozenset(k.path for k in self.layers.values()))
-        for match in self.gate.patterns[self.pattern].find(flow):
-            if isinstance(match, Match) and match.layers == self.layers:
-                return replace(match, layers=self.layers), canon
+        """The place as it was when the edit was made: what was put at the boundaries since then may stand in its way."""
+        for shells in (True, False):
+            canon = _swept(module, graph, graph_of, shells)
+            flow = Flow(canon, frozenset(k.path for k in self.layers.values()))
+            for match in self.gate.patterns[self.pattern].find(flow):
+                if isinstance(match, Match) and match.layers == self.layers:
+                    return replace(match, layers=self.layers), canon
         raise Refused(
             f"the {self.name} place at {', '.join(k.path for k in self.layers.values())} is not there in this call"
         )
 
 
-def _swept(module: nn.Module, graph: fx.Graph, graph_of: GraphOf) -> Canon:
-    canon = Canon(graph_of, module.get_submodule)
+def _swept(module: nn.Module, graph: fx.Graph, graph_of: GraphOf, shells: bool = True) -> Canon:
+    canon = Canon(graph_of, module.get_submodule, shells)
     canon.run("", graph)
     return canon
 
