@@ -21,7 +21,7 @@ from gatec.gate import Case, Gate  # noqa: E402
 from gatec.grouped import grouped_linear  # noqa: E402
 from gatec.history import save  # noqa: E402
 from gatec.layers import Inner, Layer  # noqa: E402
-from gatec.match import Attention, Block, Branch, Features, Hole, Linear, Projection, here  # noqa: E402
+from gatec.match import Attention, Block, Branch, Features, Hole, Linear, Part, Projection, here  # noqa: E402
 from gatec.onnx import export  # noqa: E402
 from gatec.partition import Coactivation, balanced_clusters, order, weight_features  # noqa: E402
 from gatec.pipeline import convert, convert_, gate_parameters, load, why  # noqa: E402
@@ -38,5 +38,5 @@ __all__ = [  # noqa: RUF022 - in the order in which a reader meets them
     "Census", "Edit", "GatecError", "Refused", "Report",
     # what a pass is made of
     "Activation", "Attention", "Block", "Branch", "Case", "Coactivation", "Equation", "Features", "Gate", "Hole", "Inner", "Layer",
-    "Linear", "Projection", "Site", "balanced_clusters", "equation", "grouped_linear", "here", "order", "places", "weight_features",
+    "Linear", "Part", "Projection", "Site", "balanced_clusters", "equation", "grouped_linear", "here", "order", "places", "weight_features",
 ]  # fmt: skip

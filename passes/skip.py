@@ -17,8 +17,9 @@ from gatec import Case, Gate, equation, places
 
 @equation
 def skip(x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
-    # the first part is one of the two to the bit; the second is zero, with the gradient of weight * (y - x)
-    return torch.where(weight >= 0.5, y, x) + (weight - weight.detach()) * (y - x).detach()
+    # the choice is one of the two to the bit; the rest is zero, with the gradient of weight * (y - x)
+    zero = weight - weight.detach()
+    return torch.where(weight >= 0.5, y, x) + zero * y.detach() - zero * x.detach()
 
 
 def after(site, here, x, block):

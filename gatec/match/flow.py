@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -23,7 +23,10 @@ CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 @dataclass(frozen=True)
 class ModuleCall:
-    """One call of a module: the terms that it takes, in the order of its parameters, and the first that it gives."""
+    """One call of a module: the terms that it takes, in the order of its parameters, and the first that it gives.
+
+    Where something was put at its boundary, it takes what its caller hands over, and gives what its own forward returns.
+    """
 
     path: str
     taken: tuple[Term, ...]
@@ -41,12 +44,12 @@ class Flow:
     @cached_property
     def calls(self) -> dict[str, ModuleCall]:
         found: dict[str, ModuleCall] = {}
+        own: dict[str, ModuleCall] = {}
         for (path, node), term in self.canon.terms.items():
-            if node.op == "call_module":
-                call = self._call(path, node, term)
-                if call is not None and (node.target != OWN or call.path not in found):
-                    found[call.path] = call
-        return found
+            call = self._call(path, node, term) if node.op == "call_module" else None
+            if call is not None:
+                (own if node.target == OWN else found)[call.path] = call
+        return own | {p: replace(c, given=own[p].given) if p in own else c for p, c in found.items()}
 
     def _call(self, path: str, node: fx.Node, term: Term) -> ModuleCall | None:
         child = path if node.target == OWN else join(path, str(node.target))
