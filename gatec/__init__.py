@@ -37,6 +37,7 @@ __all__ = [  # noqa: RUF022 - in the order in which a reader meets them
     # what comes back
     "Census", "Edit", "GatecError", "Refused", "Report",
     # what a pass is made of
-    "Activation", "Attention", "Block", "Branch", "Case", "Coactivation", "Equation", "Features", "Gate", "Hole", "Inner", "Layer",
-    "Linear", "Part", "Projection", "Site", "balanced_clusters", "equation", "grouped_linear", "here", "order", "places", "weight_features",
+    "Activation", "Attention", "Block", "Branch", "Case", "Coactivation", "Equation", "Features", "Gate", "Hole", "Inner",
+    "Layer", "Linear", "Part", "Projection", "Site", "balanced_clusters", "equation", "grouped_linear", "here", "order",
+    "places", "weight_features",
 ]  # fmt: skip

@@ -263,7 +263,7 @@ def test_an_annotation_that_says_nothing_is_refused():
 
     with pytest.raises(
         gatec.GatecError,
-        match="^gatec: pattern parameters annotated Tensor, Linear, Activation, with a Hole or with a class of modules\n  found layer: <class 'int'>\n  where .*wrong$",
+        match=r"^gatec: pattern parameters annotated Tensor, Linear, Activation, with a Hole or with a class of modules\n  found layer: <class 'int'>\n  where .*wrong$",
     ):
         gatec.Gate(before=(wrong,), after=lambda site, here: here)
 
@@ -314,7 +314,7 @@ def pickled(model):
 
 
 @pytest.mark.parametrize(
-    "order", list(itertools.permutations(NAMES, 2)) + [tuple(NAMES), tuple(reversed(NAMES))], ids="-".join
+    "order", [*itertools.permutations(NAMES, 2), tuple(NAMES), tuple(reversed(NAMES))], ids="-".join
 )
 def test_inside_and_outside_in_any_order(order, tmp_path):
     model = stack()
@@ -392,7 +392,7 @@ def test_a_closed_block_lets_its_input_through_and_may_open_again():
 
 def test_compact_says_what_it_does_not_remove():
     gated = gatec.convert(stack(), "skip", inputs=X)
-    with pytest.raises(gatec.GatecError, match="^gatec: a model with pruning gates\n  found none in Sequential\n"):
+    with pytest.raises(gatec.GatecError, match=r"^gatec: a model with pruning gates\n  found none in Sequential\n"):
         gatec.compact(gated, inputs=X)
 
 

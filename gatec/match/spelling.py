@@ -163,11 +163,8 @@ def layer(table: Table, path: str, module: Any, x: Term, seen: al.Shape, shape: 
     if kind in MODULES:
         name, data = MODULES[kind](module)
         return al.unary(table, name, x, data)
-    if (
-        isinstance(module, (nn.modules.conv._ConvNd, nn.LayerNorm, nn.GroupNorm))
-        or _pools(kind)
-        or kind.forward is nn.Embedding.forward
-    ):
+    plain = isinstance(module, (nn.modules.conv._ConvNd, nn.LayerNorm, nn.GroupNorm)) or _pools(kind)
+    if plain or kind.forward is nn.Embedding.forward:
         return table.make(f"layer:{kind.__name__}", x, data=path, shape=shape)
     return None
 
