@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from gatec.match.flow import Flow, attention
+from gatec.match.attention import attention
+from gatec.match.flow import Flow
 from gatec.match.terms import Part, Term
 
 Filling = tuple[Part, Term]  # what fills the hole, and the value that it is called on
