@@ -127,7 +127,7 @@ class Program:
             elif path in self.calls and not seen:
                 self._from_outside(canon, path, passed)
             waiting += [(gap, True) for gap in canon.gaps if gap != path]
-            if graph is None:
+            if graph is None and (seen or path in canon.gaps or path not in self.calls):  # nothing has looked into it
                 waiting += [(join(path, name), False) for name, _ in self.module(path).named_children()]
         return canon
 
