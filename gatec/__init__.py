@@ -21,13 +21,14 @@ from gatec.fusing import fuse, fuse_, kernels_of  # noqa: E402
 from gatec.gate import Case, Gate  # noqa: E402
 from gatec.grouped import grouped_linear  # noqa: E402
 from gatec.history import save  # noqa: E402
-from gatec.match import Linear, here  # noqa: E402
+from gatec.layers import Inner, Layer  # noqa: E402
+from gatec.match import Attention, Block, Branch, Features, Hole, Linear, Part, Projection, here  # noqa: E402
 from gatec.onnx import export  # noqa: E402
 from gatec.partition import Coactivation, balanced_clusters, order, weight_features  # noqa: E402
 from gatec.pipeline import convert, convert_, gate_parameters, load, why  # noqa: E402
 from gatec.program import Edit  # noqa: E402
 from gatec.report import Report, report  # noqa: E402
-from gatec.site import Layer, Site  # noqa: E402
+from gatec.site import Site  # noqa: E402
 
 __version__ = "0.1.0"
 __all__ = [  # noqa: RUF022 - in the order in which a reader meets them
@@ -37,6 +38,7 @@ __all__ = [  # noqa: RUF022 - in the order in which a reader meets them
     # what comes back
     "Census", "Edit", "GatecError", "Refused", "Report",
     # what a pass is made of
-    "Activation", "Case", "Coactivation", "Equation", "Gate", "Layer", "Linear", "Site", "balanced_clusters", "equation",
-    "grouped_linear", "here", "order", "places", "weight_features",
+    "Activation", "Attention", "Block", "Branch", "Case", "Coactivation", "Equation", "Features", "Gate", "Hole", "Inner",
+    "Layer", "Linear", "Part", "Projection", "Site", "balanced_clusters", "equation", "grouped_linear", "here", "order",
+    "places", "weight_features",
 ]  # fmt: skip

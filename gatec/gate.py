@@ -29,11 +29,13 @@ class Case:
 class Gate:
     """One rewrite of a model.
 
-    before    patterns: plain functions whose parameters are holes (Tensor, Linear, Activation)
+    before    patterns: plain functions whose parameters are holes (Tensor, Linear, Activation, Branch, Block, Attention ...);
+              where several fit one place, the first that can be put there is
     after     builds the replacement from what filled the holes; its keyword-only parameters are the gate's options
     check     declines a match, in words (match.refuse); never builds
     birth     sets the first values of what `after` added; its keyword-only parameters are options too
     born      "neutral", or "drifts: ..." with what is given up
+    drifts    for a gate that is neutral but for some options: what they give up, "" for the others
     closes    for `compact`: the units of a put gate that are closed, as a mask over the hidden layer
     """
 
@@ -43,6 +45,7 @@ class Gate:
     check: Callable[..., None] | None = None
     birth: Callable[..., None] | None = None
     born: str = "neutral"
+    drifts: Callable[..., str] | None = None
     closes: Callable[..., Any] | None = None
     cases: tuple[Case, ...] = ()
     home: str = ""
@@ -67,6 +70,12 @@ class Gate:
     @property
     def neutral(self) -> bool:
         return self.born == "neutral"
+
+    def gives_up(self, options: dict[str, Any]) -> str:
+        """What a birth with these options gives up; "" where it is neutral."""
+        if self.drifts is None:
+            return "" if self.neutral else self.born.removeprefix("drifts: ")
+        return self.drifts(**self.accepted(self.drifts, {**self.defaults, **options}))
 
     @property
     def defaults(self) -> dict[str, Any]:

@@ -117,7 +117,7 @@ def gate_parameters(model: nn.Module) -> list[nn.Parameter]:
     found: dict[int, nn.Parameter] = {}
     for module in model.modules():
         unit = unit_of(module)
-        for path in (p for r in (unit.rewrites if unit else ()) for p in r.added.values()):
+        for path in (p for r in (unit.edits if unit else ()) for p in r.added.values()):
             owner, _, name = path.rpartition(".")
             value = getattr(module.get_submodule(owner), name)
             for parameter in value.parameters() if isinstance(value, nn.Module) else [value]:

@@ -14,9 +14,10 @@ from torch.utils._pytree import tree_map
 
 from gatec.capture import Call, Trace, record, trace, unit_of
 from gatec.capture.outside import variable
+from gatec.capture.shell import first, shell, spread
 from gatec.capture.structure import flatten, frozen
 from gatec.errors import Refused
-from gatec.match import Canon
+from gatec.match import Canon, Term
 from gatec.match.terms import join
 
 Verdict = Literal["put", "left", "near"]
@@ -93,15 +94,22 @@ class Program:
         if "forward" in vars(module):
             raise Refused("its forward was replaced on the object itself")
         unit = unit_of(module)
-        if unit is not None:
+        if unit is not None and unit.rewrites:
             return unit.graph(module, call, self.known(path))
         alike = self.shared.setdefault(_likeness(module, call), [])
-        found = next((t for values, t in alike if values == _values(module, values)), None)
+        kind = unit.original if unit else type(module)
+        found = next((t for values, t in alike if values == _values(module, kind, values)), None)
         if found is None:
-            found = trace(module, type(module).forward, call, self.known(path))
-            alike.append((_values(module, found.reads), found))
+            found = trace(module, kind.forward, call, self.known(path))
+            alike.append((_values(module, kind, found.reads), found))
         self.reads[path], self.asked[path] = found.reads, found.asked
         return found.graph
+
+    def shell_of(self, path: str) -> fx.Graph:
+        """The module from outside, with what was put at its boundary so far."""
+        module, call = self.module(path), self.calls[path][0]
+        unit = unit_of(module)
+        return unit.shell(module, call) if unit else shell(type(module).forward, call)
 
     def known(self, path: str) -> Any:
         """Recorded calls of the module's children, found again by the form of their arguments."""
@@ -115,17 +123,31 @@ class Program:
     def canon(self) -> Canon:
         """Canonical terms of everything that could be captured; where a module is missing its children are asked."""
         canon = Canon(self.graph_of, self.module)
-        waiting = [""]
+        waiting, passed = [("", False)], {}  # type: tuple[list[tuple[str, bool]], dict[int, Term]]
         while waiting:
-            path = waiting.pop(0)
-            graph = self.graph_of(path) if path in self.calls else None
+            path, seen = waiting.pop(0)
+            unit, graph = unit_of(self.module(path)), None
             canon.gaps.clear()
+            if path in self.calls and not (unit and unit.outer):
+                graph = self.graph_of(path)
             if graph is not None:
                 canon.run(path, graph)
-                waiting += canon.gaps
-            else:
-                waiting += [join(path, n) for n, _ in self.module(path).named_children()]
+            elif path in self.calls and not seen:
+                self._from_outside(canon, path, passed)
+            waiting += [(gap, True) for gap in canon.gaps if gap != path]
+            if graph is None and (seen or path in canon.gaps or path not in self.calls):  # nothing has looked into it
+                waiting += [(join(path, name), False) for name, _ in self.module(path).named_children()]
         return canon
+
+    def _from_outside(self, canon: Canon, path: str, passed: dict[int, Term]) -> None:
+        """A module that no captured graph calls: its recorded call is its graph, and a tensor is known by its identity."""
+        call, graph = self.calls[path][0], self.shell_of(path)
+        inputs = [passed.setdefault(id(x), canon.table.fresh(path)) if isinstance(x, Tensor) else canon.table.fresh(path)
+                  for x in spread(call.args, call.kwargs)[0]]  # fmt: skip
+        canon.sweep(path, graph, inputs)
+        canon.uses[path] = len(self.calls[path])
+        given = next(canon.terms[path, n] for n in graph.nodes if n.target is first)
+        passed[id(first(call.output))] = given
 
 
 def _form(call: Call) -> Any:
@@ -149,8 +171,8 @@ def _likeness(module: nn.Module, call: Call) -> Any:
     return type(module), parameters, children, flags, _form(call)
 
 
-def _values(module: nn.Module, reads: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Any]:
-    return {(child, name): frozen(variable(module, type(module), child, name)) for child, name in reads}
+def _values(module: nn.Module, kind: type[nn.Module], reads: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Any]:
+    return {(child, name): frozen(variable(module, kind, child, name)) for child, name in reads}
 
 
 def cloned(values: Any) -> Any:

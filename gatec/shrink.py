@@ -13,12 +13,10 @@ from torch import Tensor, nn
 from gatec.capture import unit_of
 from gatec.capture.unit import Unit, uninstall
 from gatec.errors import GatecError, Refused
-from gatec.match import Linear, Match, Term
+from gatec.match import Linear
 from gatec.match.terms import join
 from gatec.rewrite import Rewrite, site_name
 from gatec.site import Site
-
-NOWHERE = Term("nowhere")
 
 
 def closing(model: nn.Module) -> list[tuple[str, Unit, Rewrite]]:
@@ -28,8 +26,7 @@ def closing(model: nn.Module) -> list[tuple[str, Unit, Rewrite]]:
 
 
 def site_of(model: nn.Module, path: str, rewrite: Rewrite, names: dict[int, list[str]]) -> Site:
-    match = Match(rewrite.gate.patterns[rewrite.pattern], NOWHERE, NOWHERE, layers=rewrite.layers)
-    return Site(model, path, model.get_submodule(path), match, added=rewrite.added, names=names)
+    return Site(model, path, model.get_submodule(path), rewrite.match, added=rewrite.added, names=names)
 
 
 def shrink(model: nn.Module, shapes: dict[str, tuple[int, ...]], sites: Iterable[str]) -> None:
@@ -43,12 +40,11 @@ def shrink(model: nn.Module, shapes: dict[str, tuple[int, ...]], sites: Iterable
         if named(path, rewrite) not in sites:
             continue
         site = site_of(model, path, rewrite, {})
-        down = rewrite.layers["down"]
+        down = rewrite.linears["down"]
         saved = shapes.get(join(path, down.weight))
         if saved is None or len(saved) != 2:
             raise GatecError("the shape of a compacted layer", found=f"no {join(path, down.weight)} in the checkpoint")
-        width = site.layer("up").out_features
-        remove(site, unit, rewrite, torch.arange(width) >= saved[0 if down.transposed else 1], [])
+        remove(site, unit, rewrite, torch.arange(rewrite.linears["up"].out) >= saved[0 if down.transposed else 1], [])
 
 
 def alone(site: Site, unit: Unit, rewrite: Rewrite) -> None:
@@ -69,19 +65,19 @@ def _hidden(rewrite: Rewrite) -> set[str]:
 
 def named(path: str, rewrite: Rewrite) -> str:
     """The site of a rewrite of the unit at `path`, as reports call it."""
-    return site_name(replace(k, path=join(path, k.path)) for k in rewrite.layers.values())
+    return site_name(k.under(path) for k in rewrite.layers.values())
 
 
 def remove(site: Site, unit: Unit, rewrite: Rewrite, closed: Tensor, steps: list[Callable[[], Any]]) -> None:
     gone = closed.nonzero().flatten().tolist()
     rows: dict[str, set[int]] = {}
-    for name, spec in site.match.layers.items():
+    for name, spec in rewrite.linears.items():
         if name != "down":
             rows.setdefault(spec.weight, set()).update(range(*spec.rows)[i] for i in gone)
-    specs = {s.weight: s for s in site.match.layers.values()}
+    specs = {s.weight: s for s in rewrite.linears.values()}
     for weight, dead in rows.items():
         _shrink(site.module, specs[weight], sorted(dead), out=True, steps=steps)
-    _shrink(site.module, site.match.layers["down"], gone, out=False, steps=steps)
+    _shrink(site.module, rewrite.linears["down"], gone, out=False, steps=steps)
     _forget(site, unit, rewrite, rows, steps)
 
 
@@ -126,9 +122,9 @@ def _forget(
     unit.rewrites = [r for r in old if r is not rewrite]
     for other in (r for r in unit.rewrites if not r.only_fuses):
         steps.append(lambda r=other, layers=other.layers: setattr(r, "layers", layers))  # type: ignore[misc]
-        other.layers = _moved(other.layers, rows)
+        other.layers = {**other.layers, **_moved(other.linears, rows)}
     unit.graphs = {}
-    if not unit.rewrites:
+    if not unit.edits:
         uninstall(site.module)
 
 

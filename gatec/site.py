@@ -12,67 +12,12 @@ from torch import Tensor, fx, nn
 from gatec.capture import untouched
 from gatec.errors import Refused
 from gatec.inputs import example_inputs
+from gatec.layers import Inner, Layer, attribute, value_of
 from gatec.match import Linear, Match
+from gatec.match.terms import join
 
+MAPS = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.GroupNorm)  # their channels stand before positions
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A linear layer at a site: callable inside `after`, with its weights as [out, in] views of the live parameters."""
-
-    unit: nn.Module
-    spec: Linear
-    tracer: fx.proxy.GraphAppendingTracer | None = None
-
-    @property
-    def path(self) -> str:
-        return self.spec.path
-
-    @property
-    def out_features(self) -> int:
-        return self.spec.out
-
-    @property
-    def in_features(self) -> int:
-        return int(self.weight.shape[1])
-
-    @property
-    def weight(self) -> Tensor:
-        rows: Tensor = _rows(_fetch(self.unit, self.spec.weight), self.spec)
-        return rows
-
-    @property
-    def bias(self) -> Tensor | None:
-        return None if self.spec.bias is None else _fetch(self.unit, self.spec.bias)[slice(*_stop(self.spec))]
-
-    def weight_node(self) -> Any:
-        """The [out, in] weight inside the graph that is being written."""
-        return _rows(self._proxy(self.spec.weight), self.spec)
-
-    def bias_node(self) -> Any:
-        return None if self.spec.bias is None else self._proxy(self.spec.bias)[slice(*_stop(self.spec))]
-
-    def _proxy(self, path: str) -> Any:
-        assert self.tracer is not None, "outside of `after` a layer has no graph"
-        return _value(self.tracer, path, _fetch(self.unit, path))
-
-
-def _rows(weight: Any, spec: Linear) -> Any:
-    rows = weight.t() if spec.transposed else weight
-    return rows[slice(*_stop(spec))] if spec.packed else rows
-
-
-def _stop(spec: Linear) -> tuple[int, int | None, int]:
-    start, stop, step = spec.rows
-    return start, (None if stop < 0 else stop), step
-
-
-def _fetch(unit: nn.Module, path: str) -> Tensor:
-    owner, _, name = path.rpartition(".")
-    found = getattr(unit.get_submodule(owner), name)
-    assert isinstance(found, Tensor)
-    return found
 
 
 @dataclass
@@ -87,55 +32,93 @@ class Site:
     added: dict[str, str] = field(default_factory=dict)
     undo: list[Callable[[], Any]] = field(default_factory=list)
     names: dict[int, list[str]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def refuse(self, why: str) -> NoReturn:
         """Decline this place; the words become a line of the report."""
         raise Refused(why)
 
-    def layer(self, name: str) -> Layer:
-        return Layer(self.module, self.match.layers[name], self.tracer)
+    def note(self, words: str) -> None:
+        """Say something about this place that the report is to tell."""
+        self.notes.append(words)
+
+    def layer(self, name: str) -> Layer | Inner:
+        spec = self.match.layers[name]
+        return Layer(self.module, spec, self.tracer) if isinstance(spec, Linear) else Inner(self.module, spec)
 
     @property
-    def layers(self) -> dict[str, Layer]:
+    def layers(self) -> dict[str, Layer | Inner]:
         return {n: self.layer(n) for n in self.match.layers}
 
     @property
     def dropout(self) -> float:
         return self.match.dropout
 
-    def like(self, layer: Layer) -> dict[str, Any]:
+    def like(self, layer: Layer | Inner) -> dict[str, Any]:
         """dtype and device for new parameters beside `layer`."""
         weight = layer.weight
         kind = weight.dtype if weight.is_floating_point() else torch.get_default_dtype()
         return {"dtype": kind, "device": weight.device}
 
-    def add(self, name: str, build: Callable[[], nn.Module | nn.Parameter], near: Layer) -> Any:
-        """A new submodule or parameter beside `near`: made at birth, found again when the edit is replayed."""
+    def add(self, name: str, build: Callable[[], nn.Module | nn.Parameter], near: Layer | Inner) -> Any:
+        """A new submodule or parameter beside the layer `near`, or in the module `near`: made at birth, found again when
+        the edit is replayed."""
         if name not in self.added:
             self.added[name] = self._register(name, build(), near)
         path = self.added[name]
-        value = _attribute(self.module, path)
+        value = attribute(self.module, path)
         assert self.tracer is not None
-        return _Call(self.tracer, path) if isinstance(value, nn.Module) else _value(self.tracer, path, value)
+        return _Call(self.tracer, path) if isinstance(value, nn.Module) else value_of(self.tracer, path, value)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         assert self.tracer is not None
         return fx.Proxy(node, self.tracer)
 
     def added_value(self, name: str) -> Any:
-        return _attribute(self.module, self.added[name])
+        return attribute(self.module, self.added[name])
 
-    def _register(self, name: str, value: Any, near: Layer) -> str:
-        owner_path = near.path.rpartition(".")[0]
-        owner = self.module.get_submodule(owner_path)
-        if isinstance(owner, CONTAINERS):  # a container would run what it holds
-            owner_path, owner = near.path, self.module.get_submodule(near.path)
+    def shape(self, value: fx.Proxy) -> tuple[int, ...]:
+        """The sizes of a value at birth, for parameters that must fit it."""
+        return tuple(value.node.meta["val"].shape)
+
+    def same_rows(self, value: fx.Proxy, other: fx.Proxy) -> None:
+        """Refuse two values that do not belong together row by row."""
+        one, two = self.shape(value), self.shape(other)
+        if one[:-1] != two[:-1]:
+            self.refuse(f"the gate would read rows of sizes {one[:-1]} where it gates rows of sizes {two[:-1]}")
+
+    def channels(self, value: fx.Proxy, near: Layer | Inner) -> tuple[int, ...]:
+        """The sizes of one number per channel of what `near` gives: of its last dimension, or, where the last that `near`
+        runs is a convolution or a batch norm, of the dimension before the positions."""
+        shape = self.shape(value)
+        leaves = [
+            m for m in self.module.get_submodule(near.path).modules() if next(m.parameters(False), None) is not None
+        ]
+        last = next((m for m in reversed(leaves) if isinstance(m, MAPS)), None) if leaves[-1:] else None
+        if last is None or last is not leaves[-1] or len(shape) < 3:
+            return shape[-1:]
+        return (shape[1], *[1] * (len(shape) - 2))
+
+    def _register(self, name: str, value: Any, near: Layer | Inner) -> str:
+        path, owner = self._owner(near)
+        if isinstance(value, nn.Module) and isinstance(owner, CONTAINERS):
+            raise Refused(f"{path or 'the module'} runs every module that it holds, so that none can be added to it")
         free = name if not hasattr(owner, name) else f"{near.path.rpartition('.')[2]}_{name}"
         if hasattr(owner, free):
             raise Refused(f"{type(owner).__name__} already has an attribute {free}")
         setattr(owner, free, value)
         self.undo.append(lambda: delattr(owner, free))
-        return f"{owner_path}.{free}" if owner_path else free
+        return join(path, free)
+
+    def _owner(self, near: Layer | Inner) -> tuple[str, nn.Module]:
+        """The module that holds what is added: the one around a layer, unless that is a container; else the module itself."""
+        around = near.path.rpartition(".")[0]
+        if isinstance(near, Inner):
+            own = near.path if near.module is not self.module.get_submodule(around) or not near.path else around
+            return own, near.module
+        if isinstance(self.module.get_submodule(around), CONTAINERS):  # a container would run what it holds
+            return near.path, self.module.get_submodule(near.path)
+        return around, self.module.get_submodule(around)
 
     def inputs(self, layer: Layer, data: Iterable[Any]) -> list[Tensor]:
         """What flows into `layer` while the whole model runs over `data`: batches as `convert` takes inputs."""
@@ -158,6 +141,7 @@ class Site:
     def movable(self, name: str) -> None:
         """Refuse where the weights of the layer must stay where they are: shared, parametrised or not plain tensors."""
         spec = self.match.layers[name]
+        assert isinstance(spec, Linear)
         for path in filter(None, (spec.weight, spec.bias)):
             owner, _, leaf = path.rpartition(".")
             module = self.module.get_submodule(owner)
@@ -180,14 +164,3 @@ class _Call:
 
     def __call__(self, x: fx.Proxy) -> fx.Proxy:
         return fx.Proxy(self.tracer.graph.call_module(self.path, (x.node,)), self.tracer)
-
-
-def _value(tracer: fx.proxy.GraphAppendingTracer, path: str, value: Tensor) -> fx.Proxy:
-    node = tracer.graph.get_attr(path)
-    node.meta["val"] = value
-    return fx.Proxy(node, tracer)
-
-
-def _attribute(module: nn.Module, path: str) -> Any:
-    owner, _, name = path.rpartition(".")
-    return getattr(module.get_submodule(owner), name)

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_map
 
 from gatec.capture.examples import pretending
 from gatec.capture.guards import SELF, hold, writes
+from gatec.capture.shell import OWN, first, with_first
 from gatec.capture.structure import PLAIN
 from gatec.errors import Refused
 from gatec.match.terms import join
@@ -32,7 +33,9 @@ def examples(module: nn.Module, graph: fx.Graph) -> None:
     """Give every node that lacks one an example of its value, computed without data from those of its inputs."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     for node in graph.nodes:
-        if "val" in node.meta or node.op in ("placeholder", "output"):
+        if "val" in node.meta or node.op in ("placeholder", "output") or node.target in (OWN, first, with_first):
+            continue
+        if any("val" not in n.meta for n in node.all_input_nodes):  # behind a shell whose result is not known
             continue
         if node.op == "get_attr":
             node.meta["val"] = operator.attrgetter(str(node.target))(module)

@@ -126,8 +126,8 @@ X = torch.linspace(-2, 2, 32).reshape(4, 8)
 MOE = {"experts": 4, "top_k": 4}
 # model, inputs, passes, options, the words of the error
 BAD = {
-    "unknown pass": (mlp, X, "gluten", {}, r"^gatec: a pass named 'gluten'\n  found passes: glu, moe, prune\b.*\n  try   gatec gates lists them$"),
-    "no pass": (mlp, X, "", {}, "^gatec: at least one pass\n  found none\n  try   one of glu, moe, prune"),
+    "unknown pass": (mlp, X, "gluten", {}, r"^gatec: a pass named 'gluten'\n  found passes: attention, glu, moe, prune\b.*\n  try   gatec gates lists them$"),
+    "no pass": (mlp, X, "", {}, "^gatec: at least one pass\n  found none\n  try   one of attention, glu, moe, prune"),
     "a pass that is a number": (mlp, X, 3, {}, "^gatec: a pass as text or as a Gate\n  found 3\n"),
     "unknown option": (mlp, X, "moe", {"expert": 4}, "^gatec: options that the pass moe knows\n  found expert\n  try   its options: .*experts=8, top_k=2"),
     "options of whom": (mlp, X, "glu,moe", {"experts": 4}, "^gatec: options inside the text where there are several passes\n  found experts\n"),
@@ -363,14 +363,14 @@ def test_ctrl_c(two):
 
 
 def test_moved_weights_are_put_back_when_a_later_pass_fails(two):
-    def any_layer(x: torch.Tensor, up: gatec.Linear):
-        return up(x)
+    def any_part(x: torch.Tensor, part: nn.Sequential):
+        return part(x)
 
-    def after(site, x, up):
+    def after(site, x, part):
         stop()
 
     with pytest.raises(Stop):
-        gatec.convert_(two, ["moe(experts=4,top_k=4)", gatec.Gate(before=(any_layer,), after=after)], inputs=X)
+        gatec.convert_(two, ["moe(experts=4,top_k=4)", gatec.Gate(before=(any_part,), after=after)], inputs=X)
 
 
 def test_moved_weights_are_put_back_at_a_refusal_in_the_middle(two):

@@ -3,6 +3,7 @@
 import ast
 import copy
 import io
+import warnings
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,8 @@ ALL = [
 ]
 PUT = [p for p in ALL if not p.values[1].refuses]
 REFUSED = [p for p in ALL if p.values[1].refuses]
-NEUTRAL = [p for p in PUT if p.values[0].neutral]
+NEUTRAL = [p for p in PUT if not p.values[0].gives_up(p.values[1].options)]
+MOVING = [p for p in PUT if p.values[0].neutral and p not in NEUTRAL]  # neutral but for their options
 DRIFTING = [p for p in PUT if not p.values[0].neutral]
 
 
@@ -129,6 +131,23 @@ def test_drift_is_measured_at_every_edit(gate, case):
     assert all(e.drift is not None and 0 <= e.drift <= 1e-12 for e in edits)
 
 
+@pytest.mark.parametrize("gate, case", MOVING)
+def test_what_is_given_up_stands_in_the_report_beside_the_drift(gate, case):
+    model, inputs = built(case)
+    gated = converted(gate, case, model, inputs)
+    moved = distance(gated(*inputs), model(*inputs))
+    assert moved > 0 and gatec.report(gated).drift == pytest.approx(moved)
+    for edit in (e for e in gatec.report(gated).edits if e.verdict == "put"):
+        assert edit.drift > 0 and edit.note.endswith(f"; {gate.gives_up(case.options)}")
+
+
+def unmoved(gate, case, model, inputs, rounding):
+    """What a gated model is compared with elsewhere, and how closely: its original, or itself where options move it."""
+    if not gate.neutral:
+        return rounding, model
+    return 0, model if not gate.gives_up(case.options) else converted(gate, case, model, inputs)
+
+
 def added(gated, model):
     known = dict(model.named_parameters())
     return {n: p for n, p in gated.named_parameters() if n not in known}
@@ -226,7 +245,7 @@ def test_converting_twice_is_converting_once(gate, case):
 def test_other_batches_ranks_and_dtypes_are_captured_again(gate, case):
     model, inputs = built(case, torch.float64)
     gated = converted(gate, case, model, inputs)
-    bound = 0 if gate.neutral else 1e-12
+    bound, model = unmoved(gate, case, model, inputs, 1e-12)
     for other in (
         tuple(x[:1] for x in inputs),
         tuple(torch.cat([x, x, x[:1]]) for x in inputs),
@@ -245,9 +264,10 @@ def test_other_batches_ranks_and_dtypes_are_captured_again(gate, case):
 def test_to_another_dtype(gate, case, dtype, bound):
     model, inputs = built(case)
     gated = converted(gate, case, model, inputs).to(dtype)
+    bound, model = unmoved(gate, case, model, inputs, bound)
     model, inputs = model.to(dtype), tuple(x.to(dtype) for x in inputs)
     assert gated(*inputs).dtype == dtype
-    assert distance(gated(*inputs), model(*inputs)) <= (0 if gate.neutral else bound)
+    assert distance(gated(*inputs), model(*inputs)) <= bound
 
 
 @pytest.mark.parametrize("gate, case", PUT)
@@ -300,9 +320,9 @@ def test_train_mode(gate, case):
     model, inputs = built(case)
     gated = converted(gate, case, model, inputs)
     assert not gated.training
-    bound = 0 if gate.neutral else 1e-5
+    bound, model = unmoved(gate, case, model, inputs, 1e-5)
     assert distance(gated.train()(*inputs), model.train()(*inputs)) <= bound
-    born = converted(gate, case, model, inputs)
+    born = converted(gate, case, built(case)[0].train(), inputs)
     assert all(m.training for m in born.modules())
     assert distance(born(*inputs), model(*inputs)) <= bound
 
@@ -312,7 +332,9 @@ def test_the_original_is_what_is_left_when_gates_are_compiled(gate, case):
     model, inputs = built(case)
     gated = converted(gate, case, model, inputs)
     try:
-        ours = torch.compile(gated, backend="eager")(*inputs)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what Dynamo says where a model breaks its graph
+            ours = torch.compile(gated, backend="eager")(*inputs)
     finally:
         torch._dynamo.reset()
     torch.testing.assert_close(ours, gated(*inputs))
@@ -411,7 +433,10 @@ def mlp():
     return nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8))
 
 
-@pytest.mark.parametrize("name", gatec.gates())
+HIDDEN = [name for name, gate in gatec.gates().items() if any("down" in p.holes for p in gate.patterns)]
+
+
+@pytest.mark.parametrize("name", HIDDEN)
 def test_a_row_of_layers_gets_a_gate_at_every_hidden_layer(name):
     layers = [nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 8)]
     model, x = nn.Sequential(*layers).double(), torch.randn(5, 8).double()
@@ -426,11 +451,33 @@ def test_a_row_of_layers_gets_a_gate_at_every_hidden_layer(name):
     assert distance(gated(x), model(x)) <= 1e-12
 
 
+class Layer(nn.Module):
+    """A transformer's layer: every pass has a place in it."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.mlp, self.qkv, self.out = nn.LayerNorm(8), mlp(), nn.Linear(8, 24), nn.Linear(8, 8)
+
+    def attend(self, x):
+        q, k, v = self.qkv(self.norm(x)).unflatten(-1, (3, 2, -1)).permute(2, 0, 3, 1, 4)
+        return self.out(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+    def forward(self, x):
+        x = x + self.attend(x)
+        return x + self.mlp(x)
+
+
+def test_every_pass_has_a_place_in_a_transformer():
+    model, x = nn.Sequential(Layer(), Layer()), torch.randn(3, 5, 8)
+    for name in gatec.gates():
+        assert any(e.verdict == "put" for e in gatec.why(model, name, inputs=x)), name
+
+
 @pytest.mark.parametrize("first", gatec.gates())
 @pytest.mark.parametrize("second", gatec.gates())
 def test_passes_in_a_row(first, second):
     """One after the other is both at once; whichever cannot follow says so."""
-    model, x = mlp().double(), torch.randn(5, 8).double()
+    model, x = nn.Sequential(Layer(), Layer()).double(), torch.randn(3, 5, 8).double()
     text = {"moe": "moe(experts=4,top_k=4)"}
     names = text.get(first, first), text.get(second, second)
     if first == second:

@@ -13,7 +13,7 @@ ROWS = [row.split() for row in [
     "equation kernel derive aot grouped",
     "capture",
     "match inputs",
-    "program",
+    "program layers",
     "gate site partition places",
     "verify tidy recognise",
     "rewrite",

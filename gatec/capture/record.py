@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gatec.capture.spies import looked_into
+from gatec.capture.spies import looked_into, tracing
 
 TORCH = set(vars(nn.Module()))  # what torch itself keeps on a module
 
@@ -50,7 +50,8 @@ def _kept(given: list[Any]) -> Any:
     """Hold on to the arguments in lists and dicts of their own: a forward may write to those that it is given."""
 
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given.append((_copied(args), _copied(kwargs)))
+        if not tracing():
+            given.append((_copied(args), _copied(kwargs)))
 
     return hook
 
@@ -63,8 +64,9 @@ def _copied(value: Any) -> Any:
 
 def _watch(calls: list[Call], given: list[Any]) -> Any:
     def hook(_: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
-        args, kwargs = given.pop()
-        calls.append(Call(args, kwargs, output))
+        if not tracing():
+            args, kwargs = given.pop()
+            calls.append(Call(args, kwargs, output))
 
     return hook
 

@@ -67,6 +67,11 @@ class Watch:
         return watched
 
 
+def tracing() -> bool:
+    """Whether this thread is in the middle of a trace, where modules are also called on tensors without data."""
+    return getattr(_CURRENT, "tracer", None) is not None
+
+
 def _listener(name: str) -> Any:
     tracer = getattr(_CURRENT, "tracer", None)
     return None if tracer is None or tracer.busy or name in OWN or name.startswith("__") else tracer

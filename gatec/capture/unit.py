@@ -20,6 +20,7 @@ from gatec.capture.guards import SELF, Miss, bare, called, element, hold, writes
 from gatec.capture.outside import variable
 from gatec.capture.patches import answers
 from gatec.capture.record import Call
+from gatec.capture.shell import OWN, shell, spread
 from gatec.capture.structure import flatten, frozen
 from gatec.capture.tracer import trace
 from gatec.capture.values import Value
@@ -62,23 +63,25 @@ class Unit:
     numbers: bool = False  # int and float arguments are values of the graph, because they change from call to call
     tracing: bool = False  # its own forward is being captured
     measured: dict[Any, list[Captured]] | None = None  # where copies of the unit leave the graphs they capture
+    outer: list[Any] = field(default_factory=list)  # edits at the boundary, around all that is done inside
+    shells: dict[Any, Captured] = field(default_factory=dict)
+
+    @property
+    def edits(self) -> list[Any]:
+        return [*self.rewrites, *self.outer]
 
     @property
     def only_fused(self) -> bool:
         return all(r.only_fuses for r in self.rewrites)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "graphs": {}, "measured": None}
+        return {**self.__dict__, "graphs": {}, "measured": None, "shells": {}}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Unit:
         copied = copy.copy(self)
-        copied.__dict__.update(self.__dict__)
-        copied.rewrites = copy.deepcopy(self.rewrites, memo)
-        copied.graphs, copied.added, copied.fallbacks = (
-            {k: list(v) for k, v in self.graphs.items()},
-            dict(self.added),
-            0,
-        )
+        copied.rewrites, copied.outer = copy.deepcopy((self.rewrites, self.outer), memo)
+        copied.graphs, copied.shells = {k: list(v) for k, v in self.graphs.items()}, dict(self.shells)
+        copied.added, copied.fallbacks = dict(self.added), 0
         return copied
 
     def graph(self, module: nn.Module, call: Call, known: Any = None) -> fx.Graph:
@@ -93,6 +96,18 @@ class Unit:
         for rewrite in self.rewrites:
             rewrite(module, found.graph, call)
         return found.graph
+
+    def shell(self, module: nn.Module, call: Call) -> fx.Graph:
+        """The module from outside, with the edits at its boundary."""
+        graph = shell(self.original.forward, call)
+        for rewrite in self.outer:
+            rewrite(module, graph, call)
+        return graph
+
+    def enclose(self, call: Call, graph: fx.Graph) -> Captured:
+        key = spread(call.args, call.kwargs)[1]
+        self.shells[key] = compiled(graph)
+        return self.shells[key]
 
     def watch(self, reads: Iterable[tuple[str, str]], asked: Iterable[str] = ()) -> None:
         """Guard these attributes and questions from now on; graphs from before they were known are captured again."""
@@ -192,6 +207,27 @@ def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
     unit: Unit | None = self.__dict__.get("_gatec")
     if unit is None or unit.tracing:  # a slice of a Sequential, or a forward that calls itself
         return type(self).__mro__[1].forward(self, *args, **kwargs)  # type: ignore[attr-defined]
+    if not unit.outer:
+        return inside(self, *args, **kwargs)
+    leaves, key = spread(args, kwargs)
+    captured = unit.shells.get(key)
+    asking = next((x for x in leaves if isinstance(x, Value)), None) if captured is None else None
+    if asking is not None:  # the module around it, while it is captured, calls .forward and not the module
+        return asking.tracer.call(bare, self, *args, **kwargs)
+    return (captured or _enclosed(self, unit, args, kwargs)).run(self, *leaves)
+
+
+@torch._dynamo.disable  # type: ignore[untyped-decorator]
+def _enclosed(module: nn.Module, unit: Unit, args: Any, kwargs: Any) -> Captured:
+    call = Call(args, kwargs)
+    return unit.enclose(call, unit.shell(module, call))
+
+
+def inside(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """The module without what was put at its boundary."""
+    unit: Unit = self.__dict__["_gatec"]
+    if not unit.rewrites:
+        return unit.original.forward(self, *args, **kwargs)
     flat = flatten(args, kwargs, unit.numbers)
     key = (flat.key, surroundings(self, unit))
     for captured in unit.graphs.get(key, ()):
@@ -280,7 +316,7 @@ _CLASSES: dict[type[nn.Module], type[nn.Module]] = {}
 def rewritten_class(original: type[nn.Module]) -> type[nn.Module]:
     """The subclass whose forward runs the unit's graphs; named as the original, so that nobody who asks is surprised."""
     if original not in _CLASSES:
-        body = {"forward": _signed(original.forward), "__reduce_ex__": _reduce, "__module__": original.__module__,
+        body = {"forward": _signed(original.forward), OWN: inside, "__reduce_ex__": _reduce, "__module__": original.__module__,
                 "__qualname__": original.__qualname__, "__doc__": original.__doc__}  # fmt: skip
         _CLASSES[original] = type(original.__name__, (original,), body)
     return _CLASSES[original]

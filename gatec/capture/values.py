@@ -26,6 +26,7 @@ CONCRETE_CALLS = {"dim", "ndimension", "is_floating_point", "is_complex", "eleme
                   "is_inference"}  # fmt: skip
 DATA = {"item", "tolist", "numpy", "nonzero", "unique", "unique_consecutive", "__array__", "equal", "allclose",
         "data_ptr"}  # fmt: skip
+MANY = {"chunk", "unbind", "tensor_split", "unsafe_chunk", "getattr", "ask", "element"}  # gives as many as sizes say
 GRAD = {"backward", "register_hook", "retain_grad", "grad", "grad_fn"}
 
 
@@ -69,8 +70,9 @@ class Value(fx.Proxy):
     def __len__(self) -> int:
         if isinstance(self.example, Tensor):
             return int(self.tracer.decide(self.size(0)))
-        if type(self.example) in (tuple, list) and self.node.op != "call_module":
-            return int(self.tracer.decide(self.tracer.call(builtins.len, self)))  # split() into how many?
+        name = self.node.target if isinstance(self.node.target, str) else getattr(self.node.target, "__name__", "")
+        if type(self.example) in (tuple, list) and (name in MANY or name.startswith("split")):
+            return int(self.tracer.decide(self.tracer.call(builtins.len, self)))
         return len(self.example)
 
     def __bool__(self) -> bool:

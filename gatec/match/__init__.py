@@ -1,7 +1,12 @@
 """What is looked for: a canonical form in which every spelling of one computation is one term, and patterns over it."""
 
 from gatec.match.canon import Canon
+from gatec.match.flow import Flow
+from gatec.match.holes import Attention, Block, Branch, Features, Hole, Projection
 from gatec.match.pattern import Match, Near, Pattern, here
-from gatec.match.terms import Linear, Table, Term
+from gatec.match.terms import Linear, Part, Table, Term
 
-__all__ = ["Canon", "Linear", "Match", "Near", "Pattern", "Table", "Term", "here"]
+__all__ = [
+    "Attention", "Block", "Branch", "Canon", "Features", "Flow", "Hole", "Linear", "Match", "Near", "Part", "Pattern", "Projection",
+    "Table", "Term", "here",
+]  # fmt: skip

@@ -14,7 +14,9 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from gatec.capture import Call, unit_of
 from gatec.capture.guards import writes
+from gatec.capture.shell import OWN, first, with_first
 from gatec.capture.structure import PLAIN
 from gatec.match.spelling import layer, name_of, overwrites, spelled
 from gatec.match.terms import Buffer, Table, Term, join, shape_of, storage
@@ -32,6 +34,7 @@ class Canon:
 
     graph_of: Callable[[str], fx.Graph | None]
     module_of: Callable[[str], nn.Module]
+    shells: bool = True  # whether what was put at the boundaries of modules is looked at
     table: Table = field(default_factory=Table)
     carriers: dict[Term, list[Place]] = field(default_factory=dict)
     terms: dict[Place, Term] = field(default_factory=dict)
@@ -56,7 +59,7 @@ class Canon:
 
     def _count(self, path: str, graph: fx.Graph) -> None:
         for node in graph.nodes:
-            if node.op in ("call_module", "get_attr"):
+            if node.op in ("call_module", "get_attr") and node.target != OWN:
                 self.uses[join(path, str(node.target))] += 1 if node.op == "call_module" else len(node.users)
 
     def sweep(self, path: str, graph: fx.Graph, inputs: list[Term]) -> Any:
@@ -119,7 +122,10 @@ class Canon:
             held = name if _learned(node) else Buffer(name)
             return self.written.get(name) or self.table.make("param", data=held, shape=shape_of(node))
         if node.op == "call_module":
-            return self._module(path, node, env)
+            return self._own(path, node, env) if node.target == OWN else self._module(path, node, env)
+        if node.target in (first, with_first):  # whole(y) is what a module returned, y its first tensor
+            term = env[node.all_input_nodes[-1]]
+            return term.args[0] if node.target is first else self.table.make("whole", term)
         value = node.meta.get("val")
         if all(isinstance(v, (int, float)) for v in (value if isinstance(value, tuple) else (value,))):
             return self._size(node, value, env)
@@ -154,6 +160,21 @@ class Canon:
 
     def _module(self, path: str, node: fx.Node, env: dict[fx.Node, Term]) -> Term:
         child = join(path, str(node.target))
+        unit = unit_of(self.module_of(child))
+        if unit is None or not unit.outer or not self.shells:
+            return self._inside(child, node, env)
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta.get("val"))
+        shell = unit.shell(self.module_of(child), Call(args, kwargs, node.meta.get("val")))
+        return self._nested(child, shell, node, env)
+
+    def _own(self, path: str, node: fx.Node, env: dict[fx.Node, Term]) -> Term:
+        """A module's call of itself inside its shell."""
+        return self.table.make("whole", self._first(self._inside(path, node, env)))
+
+    def _first(self, term: Term) -> Term:
+        return self._first(term.args[0]) if term.op == "tuple" and term.args else term
+
+    def _inside(self, child: str, node: fx.Node, env: dict[fx.Node, Term]) -> Term:
         module = self.module_of(child)
         x = env.get(node.args[0]) if node.args and isinstance(node.args[0], fx.Node) else None
         found = layer(self.table, child, module, x, shape_of(node.args[0]), shape_of(node)) if x is not None else None
@@ -161,43 +182,59 @@ class Canon:
             self.inner = [(node.all_input_nodes[0], found)] if getattr(module, "inplace", False) else []
             return found
         graph = self.graph_of(child)
-        if graph is not None:
-            inputs = list(self._leaves((node.args, node.kwargs), env))
-            if len(inputs) == sum(n.op == "placeholder" for n in graph.nodes):
-                self.nested.add(child)
-                output = self.sweep(child, graph, inputs)
-                changed = {a: b for a, b in zip(inputs, self.left, strict=True) if a is not b}
-                self.inner = [(n, changed[env[n]]) for n in node.all_input_nodes if env[n] in changed]
-                return self._packed(output, node)
+        return self._nested(child, graph, node, env) if graph is not None else self._gap(child, node, env)
+
+    def _nested(self, child: str, graph: fx.Graph, node: fx.Node, env: dict[fx.Node, Term]) -> Term:
+        shell = any(n.target == OWN for n in graph.nodes)  # it takes constants, too
+        inputs = list(self._leaves((node.args, node.kwargs), env, shell))
+        if len(inputs) != sum(n.op == "placeholder" for n in graph.nodes):
+            return self._gap(child, node, env)
+        self.nested.add(child)
+        output = self.sweep(child, graph, inputs)
+        changed = {a: b for a, b in zip(inputs, self.left, strict=True) if a is not b}
+        self.inner = [(n, changed[env[n]]) for n in node.all_input_nodes if env[n] in changed]
+        return self._packed(output, node)
+
+    def _gap(self, child: str, node: fx.Node, env: dict[fx.Node, Term]) -> Term:
         self.gaps.append(child)
         args = [env[n] for n in node.all_input_nodes]
-        return self.table.make(
-            f"module:{type(module).__name__}", *args, data=(child, len(self.table.terms)), shape=shape_of(node)
-        )
+        name = f"module:{type(self.module_of(child)).__name__}"
+        return self.table.make(name, *args, data=(child, len(self.table.terms)), shape=shape_of(node))
 
     def _packed(self, output: Any, node: fx.Node) -> Term:
         if isinstance(output, Term):
-            return output
+            return self._opened(output, node.meta.get("val")) if output.op == "whole" else output
         if isinstance(output, (tuple, list)):
             return self.table.make("tuple", *(self._packed(o, node) for o in output))
         return self.table.const(output) if isinstance(output, PLAIN) else self.table.fresh(f"returned:{node.name}")
 
-    def _leaves(self, arg: Any, env: dict[fx.Node, Term]) -> Iterator[Term]:
+    def _opened(self, whole: Term, value: Any) -> Term:
+        """What came through a shell, in the structure that the caller sees; of its tensors only the first is known."""
+        if isinstance(value, Tensor):
+            return whole.args[0]
+        if not isinstance(value, (tuple, list)) or not value:
+            return whole
+        rest = [self.table.make("item", whole, data=i) for i in range(1, len(value))]
+        return self.table.make("tuple", self._opened(whole, value[0]), *rest)
+
+    def _leaves(self, arg: Any, env: dict[fx.Node, Term], constants: bool) -> Iterator[Term]:
         if isinstance(arg, fx.Node):
-            yield from self._expand(env[arg], arg.meta.get("val"))
+            yield from self._expand(env[arg], arg.meta.get("val"), constants)
         elif isinstance(arg, (tuple, list)):
             for a in arg:
-                yield from self._leaves(a, env)
+                yield from self._leaves(a, env, constants)
         elif isinstance(arg, dict):
             for a in arg.values():
-                yield from self._leaves(a, env)
+                yield from self._leaves(a, env, constants)
+        elif constants:
+            yield self.table.const(arg)
 
-    def _expand(self, term: Term, value: Any) -> Iterator[Term]:
+    def _expand(self, term: Term, value: Any, constants: bool) -> Iterator[Term]:
         if isinstance(value, (tuple, list)):
             for i, item in enumerate(value):
                 part = term.args[i] if term.op == "tuple" else self.table.make("item", term, data=i)
-                yield from self._expand(part, item)
-        elif isinstance(value, Tensor) or not isinstance(value, PLAIN):
+                yield from self._expand(part, item, constants)
+        elif constants or isinstance(value, Tensor) or not isinstance(value, PLAIN):
             yield term
 
 

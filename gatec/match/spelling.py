@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from gatec.capture import unit_of
 from gatec.match import algebra as al
 from gatec.match import choices as ch
 from gatec.match import layers as ly
@@ -137,7 +138,8 @@ REDUCED = {"sum", "mean", "amax", "amin"}
 
 def layer(table: Table, path: str, module: Any, x: Term, seen: al.Shape, shape: al.Shape) -> Term | None:
     """The term of a call of one of torch's own layers, or None where its children must be asked."""
-    kind = type(module)
+    unit = unit_of(module)
+    kind = unit.original if unit else type(module)
     if kind.forward is nn.Linear.forward:
         bias = join(path, "bias") if getattr(module, "bias", None) is not None else None
         width, fan = module.weight.shape

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, fx
@@ -43,6 +43,37 @@ class Linear:
         """Elements of the weight and the bias that make these outputs."""
         return self.out * (self.fan + (self.bias is not None))
 
+    def under(self, path: str) -> Linear:
+        """The same layer as seen from a module that holds the one at `path`."""
+        bias = self.bias and join(path, self.bias)
+        return replace(self, path=join(path, self.path), weight=join(path, self.weight), bias=bias)
+
+    def within(self, path: str) -> Linear:
+        """The same layer as seen from the module at `path`."""
+        bias = self.bias and below(path, self.bias)
+        return replace(self, path=below(path, self.path), weight=below(path, self.weight), bias=bias)
+
+
+@dataclass(frozen=True)
+class Part:
+    """What fills a hole for a branch, a block or a layer of some class: the module, by its path, whose value it is.
+
+    `size` is what else its values show where it is found, such as the heads of an attention.
+    """
+
+    path: str
+    size: int | None = field(default=None, compare=False)
+
+    @property
+    def weight(self) -> str:
+        return self.path
+
+    def under(self, path: str) -> Part:
+        return replace(self, path=join(path, self.path))
+
+    def within(self, path: str) -> Part:
+        return replace(self, path=below(path, self.path))
+
 
 @dataclass(eq=False, slots=True)
 class Term:
@@ -80,7 +111,12 @@ class Table:
 
 
 def join(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name
+    return f"{path}.{name}" if path and name else path or name
+
+
+def below(path: str, full: str) -> str:
+    """`full` as seen from the module at `path`."""
+    return full[len(path) + 1 :] if path else full
 
 
 def clean(number: float) -> float:

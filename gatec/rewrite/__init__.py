@@ -1,0 +1,9 @@
+"""From a declaration to a changed model: find the places, decide, splice, compare; every edit can be undone and replayed."""
+
+from gatec.rewrite.install import copied, installed
+from gatec.rewrite.put import put
+from gatec.rewrite.replay import NOWHERE, Rewrite, children_of
+from gatec.rewrite.spot import site_name
+from gatec.rewrite.undo import Undo, back
+
+__all__ = ["NOWHERE", "Rewrite", "Undo", "back", "children_of", "copied", "installed", "put", "site_name"]
