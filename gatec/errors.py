@@ -1,5 +1,10 @@
 """The two ways gatec says no: an error to its user, and a refusal of one site."""
 
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
 
 class GatecError(Exception):
     """What was wanted, what was found, where, and what to try: four rows at most."""
@@ -15,3 +20,22 @@ class GatecError(Exception):
 
 class Refused(Exception):
     """One site was declined. Not an error: it becomes a line of the report."""
+
+    _listening = threading.local()
+
+    def __init__(self, *words: Any) -> None:
+        super().__init__(*words)
+        told = getattr(self._listening, "told", None)
+        if told is not None:
+            told(self)
+
+    @classmethod
+    @contextmanager
+    def heard(cls, told: Callable[["Refused"], None]) -> Iterator[None]:
+        """Tell of every refusal in this thread, also of those that somebody's `except Exception` catches."""
+        before = getattr(cls._listening, "told", None)
+        cls._listening.told = told
+        try:
+            yield
+        finally:
+            cls._listening.told = before

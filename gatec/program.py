@@ -7,13 +7,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
-import torch
-import torch._dynamo
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map
 
 from gatec.capture import Call, Trace, record, trace, unit_of
 from gatec.capture.outside import variable
+from gatec.capture.record import compiled
 from gatec.capture.shell import first, shell, spread
 from gatec.capture.structure import flatten, frozen
 from gatec.errors import Refused
@@ -57,9 +56,7 @@ class Program:
     @classmethod
     def of(cls, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Program:
         program = cls(model, args, kwargs, record(model, *cloned((args, kwargs))))
-        for path, module in model.named_modules():
-            if isinstance(module, torch.jit.ScriptModule) and path.rpartition(".")[0] not in program.missed:
-                program.missed[path] = "it is compiled by TorchScript"
+        program.missed.update(compiled(model))
         return program
 
     @cached_property
@@ -89,8 +86,6 @@ class Program:
             raise Refused("it was not called in the recorded forward")
         if type(module).__module__.startswith("torch.nn.modules") and not any(module.children()):
             return None
-        if isinstance(module, torch._dynamo.eval_frame.OptimizedModule):
-            raise Refused("it is compiled by torch.compile: give gatec the model first, and compile what comes back")
         if "forward" in vars(module):
             raise Refused("its forward was replaced on the object itself")
         unit = unit_of(module)
@@ -116,7 +111,7 @@ class Program:
 
         def find(child: str, call: Call) -> Call | None:
             form = _form(call)
-            return next((c for c in self.calls.get(join(path, child), ()) if _agree(_form(c), form)), None)
+            return next((c for c in self.calls.get(join(path, child), ()) if _form(c) == form), None)
 
         return find
 
@@ -153,14 +148,6 @@ class Program:
 def _form(call: Call) -> Any:
     flat = flatten(call.args, call.kwargs)
     return flat.key, tuple(tuple(t.shape) if isinstance(t, Tensor) else id(type(t)) for t in flat.leaves)
-
-
-def _agree(a: Any, b: Any) -> bool:
-    """Whether two calls have one form, but for tensors that one of them leaves out, as masks are."""
-    if a == b:
-        return True
-    pairs = list(zip(a[0], b[0], strict=False))
-    return len(a[0]) == len(b[0]) and a[1][:1] == b[1][:1] and all(x == y or x is None or y is None for x, y in pairs)
 
 
 def _likeness(module: nn.Module, call: Call) -> Any:

@@ -18,7 +18,7 @@ from odd import FILES, Case, Step, cases, missing
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map
 
-from gatec.capture import install, unit_of
+from gatec.capture import Nothing, install, unit_of
 from gatec.errors import GatecError, Refused
 from gatec.program import Program
 
@@ -245,7 +245,7 @@ def try_install(module: nn.Module) -> None:
     leaf = type(module).__module__.startswith("torch.nn.modules") and not any(module.children())
     if not leaf:
         try:
-            install(module)
+            install(module).rewrites.append(Nothing())
         except Refused:
             return
 

@@ -2,6 +2,6 @@
 
 from gatec.capture.record import Call, record, untouched
 from gatec.capture.tracer import Trace, trace
-from gatec.capture.unit import Unit, install, unit_of
+from gatec.capture.unit import Nothing, Unit, install, unit_of
 
-__all__ = ["Call", "Trace", "Unit", "install", "record", "trace", "unit_of", "untouched"]
+__all__ = ["Call", "Nothing", "Trace", "Unit", "install", "record", "trace", "unit_of", "untouched"]

@@ -79,6 +79,7 @@ class Examples:
 
     def _of_module(self, path: str, args: Any, kwargs: Any) -> Any:
         module = self.tracer.root.get_submodule(path)
+        module = getattr(module, "_orig_mod", module)  # what torch.compile compiled, itself
         plain = all(isinstance(x, (Tensor, *PLAIN)) for x in tree_leaves((args, kwargs)))
         known = self.tracer.known(path, Call(args, kwargs)) if self.tracer.known and plain else None
         if known is not None:
@@ -226,9 +227,10 @@ def settled(node: fx.Node, found: dict[fx.Node, Any] | None = None) -> Any:
         value = node.meta.get("val")
         if not isinstance(value, Tensor):
             return value
-        if node.op not in ("call_function", "call_method") or value.numel() > 2**22 or writes(node):
-            raise NotSettled
         name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+        chance = any(word in name for word in ("rand", "normal", "bernoulli", "multinomial", "dropout", "empty"))
+        if node.op not in ("call_function", "call_method") or value.numel() > 2**22 or writes(node) or chance:
+            raise NotSettled
         first, *rest = node.args or (None,)
         if name in LIKE and isinstance(first, fx.Node) and first.op == "placeholder":
             given: Any = (_zeros(first.meta["val"]), *fx.node.map_arg(tuple(rest), lambda n: settled(n, found)))

@@ -18,6 +18,7 @@ import torch.nn.attention
 from torch import nn
 from torch.nn.utils import parametrize
 
+from gatec.capture.spies import writable
 from gatec.capture.structure import MISSING, attribute, frozen
 from gatec.errors import Refused
 from gatec.settings import ENVIRONMENT
@@ -150,7 +151,7 @@ def _held(forward: Any, kind: type) -> Iterator[tuple[str, Callable[[], Any], Ca
                 yield from _watched(f"{name} of its closure", cell, "cell_contents")
     for base in kind.__mro__[: kind.__mro__.index(nn.Module)]:
         for name, value in list(vars(base).items()):
-            if isinstance(value, (bool, int, float, str, list, dict, set)) and not name.startswith("__"):
+            if (writable(value) or isinstance(value, (bool, int, float, str))) and not name.startswith("__"):
                 yield from _watched(f"{base.__name__}.{name}", base, name)
 
 
@@ -162,7 +163,7 @@ def _watched(what: str, owner: Any, name: str) -> Iterable[tuple[str, Callable[[
         owner.__setitem__(name, value) if isinstance(owner, dict) else setattr(owner, name, value)
 
     value = get(name)
-    if isinstance(value, (list, dict, set)):
+    if writable(value):
         copy = value.copy()
         yield f"its forward changes what stands in {what}", lambda: value, lambda: _refill(value, copy), _form(value)
     elif isinstance(value, (bool, int, float, str, type(None))):

@@ -7,7 +7,7 @@ import sys
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import _lru_cache_wrapper, lru_cache
+from functools import _lru_cache_wrapper, lru_cache, wraps
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ import torch.utils.checkpoint
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.amp import autocast_mode
+from torch.utils._pytree import tree_leaves
 
 from gatec.capture.structure import MISSING
 from gatec.capture.values import Apply, Value
@@ -219,7 +220,7 @@ def injected(root: nn.Module, patches: list[tuple[Any, str, Any]]) -> Iterator[N
     spaces, cached = _spaces(packages, len(sys.modules))
     known = {id(original): new for original, new in _originals(patches)}
     names = _imported(packages, len(sys.modules), frozenset(known))
-    swaps = [(space, name, function.__wrapped__) for space, name, function in cached]
+    swaps = [(space, name, _uncached(function)) for space, name, function in cached]
     swaps += [(space, name, known[id(space[name])]) for space, name in names if id(space.get(name)) in known]
     before = [(space, name, space[name]) for space, name, _ in swaps]
     asking = [space for space in spaces if "isinstance" not in space]  # a trace around this one has put it there
@@ -234,6 +235,22 @@ def injected(root: nn.Module, patches: list[tuple[Any, str, Any]]) -> Iterator[N
             space.pop("isinstance", None)
         for space, name, old in before:
             space[name] = old
+
+
+def _uncached(function: Any) -> Any:
+    """A function with a cache that keeps no proxies."""
+
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if any(isinstance(x, Value) for x in tree_leaves((args, kwargs))):
+            return function.__wrapped__(*args, **kwargs)
+        before = function.cache_info().misses
+        result = function(*args, **kwargs)
+        if function.cache_info().misses > before and any(isinstance(x, Value) for x in tree_leaves(result)):
+            function.cache_clear()
+        return result
+
+    return call
 
 
 def _originals(patches: list[tuple[Any, str, Any]]) -> Iterator[tuple[Any, Any]]:
@@ -266,6 +283,8 @@ def _spaces(
 def _isinstance(value: Any, kind: Any) -> bool:
     if not isinstance(value, Value):
         return isinstance(value, kind)
-    if isinstance(kind, type) and issubclass(kind, (fx.Proxy, FakeTensor)):
+    if isinstance(kind, type) and issubclass(kind, FakeTensor):
         return False
+    if isinstance(kind, type) and issubclass(kind, fx.Proxy):
+        return not value.tracer.settles(value)  # what is only known when the graph runs has another way then
     return isinstance(object.__getattribute__(value, "example"), kind)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import torch
-from torch import nn
+import torch._dynamo
+from torch import Tensor, nn
 
-from gatec.capture.spies import looked_into, tracing
-
-TORCH = set(vars(nn.Module()))  # what torch itself keeps on a module
+from gatec.capture.spies import OWN, looked_into, tracing, writable
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,10 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> d
     with ExitStack() as stack:
         stack.enter_context(untouched(model))
         stack.enter_context(torch.no_grad())
+        closed = tuple(f"{path}." if path else "" for path in compiled(model))
         for path, module in model.named_modules():
-            if isinstance(module, torch.jit.ScriptModule):
-                continue  # takes no hooks
+            if closed and f"{path}.".startswith(closed):
+                continue
             given: list[Any] = []
             before = module.register_forward_pre_hook(_kept(given), with_kwargs=True)
             after = module.register_forward_hook(_watch(calls[path], given), with_kwargs=True)
@@ -44,6 +46,18 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> d
             stack.callback(after.remove)
         model(*args, **kwargs)
     return {path: found for path, found in calls.items() if found}
+
+
+def compiled(model: nn.Module) -> dict[str, str]:
+    """Modules that somebody compiled, by path, with the reason why nothing can be seen of their calls."""
+    found: dict[str, str] = {}
+    for path, module in model.named_modules():
+        inside = any(f"{path}.".startswith(f"{outer}." if outer else "") for outer in found)
+        if isinstance(module, torch.jit.ScriptModule) and not inside:
+            found[path] = "it is compiled by TorchScript"
+        elif isinstance(module, torch._dynamo.eval_frame.OptimizedModule) and not inside:
+            found[path] = "it is compiled by torch.compile: give gatec the model first, and compile what comes back"
+    return found
 
 
 def _kept(given: list[Any]) -> Any:
@@ -59,7 +73,18 @@ def _kept(given: list[Any]) -> Any:
 def _copied(value: Any) -> Any:
     if type(value) in (tuple, list):
         return type(value)(map(_copied, value))
-    return {k: _copied(v) for k, v in value.items()} if type(value) is dict else value
+    if type(value) is dict:
+        return {k: _copied(v) for k, v in value.items()}
+    return _before(value) if looked_into(value) else value
+
+
+def _before(thing: Any) -> Any:
+    """An object as it is now, such as a KV cache that the call will extend; its tensors are held by reference."""
+    try:
+        with mock.patch.object(Tensor, "__deepcopy__", lambda t, memo: t):
+            return copy.deepcopy(thing)
+    except Exception:
+        return thing
 
 
 def _watch(calls: list[Call], given: list[Any]) -> Any:
@@ -93,9 +118,9 @@ def untouched(model: nn.Module) -> Iterator[None]:
 
 def _contents(module: nn.Module) -> list[tuple[Any, Any]]:
     """The lists, dicts and sets that the module's author keeps on it, with copies: a forward may cache things there."""
-    own = [v for n, v in vars(module).items() if n not in TORCH]
+    own = [v for n, v in vars(module).items() if n not in OWN]
     inner = [v for thing in own if looked_into(thing) for v in vars(thing).values()]
-    return [(v, v.copy()) for v in own + inner if isinstance(v, (list, dict, set))]
+    return [(v, v.copy()) for v in own + inner if writable(v)]
 
 
 def _restore(module: nn.Module, before: dict[str, Any], held: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import types
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterable
 from typing import Any
 
@@ -65,6 +66,14 @@ class Watch:
                 if own["__call__"] is not CALL and "__call__" in own:
                     kind.__call__ = _caller(own["__call__"])  # type: ignore[method-assign]
         return watched
+
+
+WRITABLE = (list, dict, set, OrderedDict, defaultdict)
+
+
+def writable(value: Any) -> bool:
+    """A list, dict or set whose contents can be copied and put back; what is derived from them has rules of its own."""
+    return type(value) in WRITABLE
 
 
 def tracing() -> bool:
@@ -133,8 +142,7 @@ def simple(value: Any) -> bool:
 
 def looked_into(value: Any) -> bool:
     """An ordinary object with attributes, such as a config: guarded by what is read of it."""
-    kind = type(value)
-    ordinary = hasattr(value, "__dict__") and not isinstance(value, (nn.Module, Tensor, Value, type, types.ModuleType))
-    return (
-        ordinary and not callable(value) and kind.__module__.partition(".")[0] not in ("builtins", "torch", "functools")
-    )
+    if isinstance(value, (nn.Module, Tensor, Value, type, types.ModuleType)) or callable(value):
+        return False
+    own = type(value).__module__.partition(".")[0] not in ("builtins", "torch", "functools")
+    return own and getattr(value, "__dict__", None) is not None

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gatec.capture.guards import SELF, Global, assign, element, erase, writes
 from gatec.capture.outside import spaces
-from gatec.capture.spies import OWN, looked_into, simple
+from gatec.capture.spies import OWN, looked_into, simple, writable
 from gatec.capture.structure import CONTAINERS, MISSING, frozen
 from gatec.capture.values import Value
 from gatec.errors import Refused
@@ -221,9 +221,9 @@ def contents(space: dict[str, Any]) -> dict[str, tuple[Any, Any, Any]]:
     for name, value in space.items():
         if name in OWN:
             continue
-        inside = {name: value} if isinstance(value, (list, dict, set)) else {}
+        inside = {name: value} if writable(value) else {}
         if not inside and looked_into(value):
-            inside = {f"{name}.{n}": v for n, v in vars(value).items() if isinstance(v, (list, dict, set))}
+            inside = {f"{name}.{n}": v for n, v in vars(value).items() if writable(v)}
         found.update({n: (v, v.copy(), shape(v)) for n, v in inside.items()})
     return found
 

@@ -22,7 +22,7 @@ from gatec.capture.outside import flags, forbidden, methods, unchanged
 from gatec.capture.patches import grad_enabled, honest, injected, replaced
 from gatec.capture.record import Call
 from gatec.capture.results import containers, listed, returned
-from gatec.capture.spies import Watch
+from gatec.capture.spies import Watch, looked_into
 from gatec.capture.state import TABLES, Counts, Place, State, put_back
 from gatec.capture.structure import FUNCTIONS, PLAIN, flatten, foreign, rebuild, twins
 from gatec.capture.values import Number, Opaque, Value, where
@@ -50,6 +50,7 @@ class Tracer(fx.Tracer):
         self.proxies: dict[int, Value] = {}
         self.cut: dict[fx.Node, fx.Node] = {}  # values without their gradient, for what is computed under no_grad
         self.contents: list[Any] = []  # lists and dicts on the modules, which nothing may change for good
+        self.refused: list[Refused] = []
         self.casts: dict[int, fx.Node] = {}
         self.making = False  # objects that leave the forward may be built again, those that it hands on may not
         self.ambient_grad = grad_enabled()
@@ -133,6 +134,14 @@ class Tracer(fx.Tracer):
             self.decided[value.node] = answer
             self._hold(value.node, answer)
         return answer
+
+    def settles(self, value: Value) -> bool:
+        """Whether sizes alone decide what the value is."""
+        try:
+            settled(value.node)
+        except NotSettled:
+            return False
+        return True
 
     def _settled(self, node: fx.Node) -> Tensor:
         """The value of a tensor that only sizes decide, such as a mask of positions; the graph holds it."""
@@ -224,6 +233,8 @@ class Tracer(fx.Tracer):
             return a.item()
         if isinstance(a, TABLES) and (node := self.state.node(a, a, *TABLES)):
             return node
+        if not self.making and looked_into(a) and (node := self.state.node(a, a, type(a))):
+            return node
         if a is SELF or type(a) in SPECIAL or (isinstance(a, PLAIN) and not isinstance(a, (slice, range))):
             return a
         try:
@@ -265,16 +276,28 @@ class Tracer(fx.Tracer):
         self.graph._graph_namespace.create_name("self", None)  # the module's, which a child may be called too
         self.state = State(self, root, forward, self.counters)
         patches = [*self.patches()]
-        with torch.enable_grad(), replaced(patches), Watch(self) as self.watch, injected(root, patches):
+        with (
+            torch.enable_grad(),
+            Refused.heard(self.hear),
+            replaced(patches),
+            Watch(self) as self.watch,
+            injected(root, patches),
+        ):
             self.watch.classes({type(m) for m in root.modules()})
             args, kwargs = self.placeholders()
             before = dict(containers((args, kwargs)))
             result = forward(root, *args, **kwargs)
+            if self.refused:
+                raise self.refused[0]  # the forward caught it, and went another way than it goes by itself
             changed = next((c for c, items in before.values() if items != listed(c)), None)
             if changed is not None:
                 raise Refused(f"its forward changes a {type(changed).__name__} that it was given")
             self.create_node("output", "output", (self.create_arg(returned(self, result)),), {})
         return self.graph
+
+    def hear(self, refusal: Refused) -> None:
+        if not self.busy:
+            self.refused.append(refusal)
 
     def patches(self) -> Iterator[tuple[Any, str, Any]]:
         yield from honest(self)

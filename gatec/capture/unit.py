@@ -45,6 +45,18 @@ class Captured:
 
 
 @dataclass
+class Nothing:
+    """A rewrite that changes nothing: the module runs its graphs all the same, as it must where capture is judged."""
+
+    name: str = "nothing"
+    only_fuses: bool = True
+    added: dict[str, str] = field(default_factory=dict)
+
+    def __call__(self, module: nn.Module, graph: fx.Graph, call: Call, **_: Any) -> None:
+        """Leave the graph as it is."""
+
+
+@dataclass
 class Unit:
     """What gatec knows about one rewritten module: its own class, how its graph is rewritten, and its graphs so far.
 

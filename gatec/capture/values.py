@@ -47,6 +47,10 @@ class Value(fx.Proxy):
         found = getattr(example, name)
         return _Method(self, name) if callable(found) else self.tracer.call(getattr, self, name)
 
+    @property
+    def keys(self) -> Any:  # fx.Proxy has a method of that name
+        return self.__getattr__("keys")
+
     def _of_tensor(self, example: Tensor, name: str) -> Any:
         if name in CONCRETE:
             return getattr(example, name)

@@ -177,23 +177,6 @@ def parametrized_later():
     return Weighted()
 
 
-@odd(X, others=[rows(3)], refused="it keeps parametrized weights for a while (parametrize.cached)")
-def cached_parametrization():
-    model = Weighted()
-    parametrize.register_parametrization(model.linear, "weight", Symmetric())
-
-    class Cached(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.inner = model
-
-        def forward(self, x):
-            with parametrize.cached():
-                return self.inner(x) + self.inner(x * 2)
-
-    return Cached()
-
-
 @odd(X, others=[rows(3)])
 def orthogonal():
     model = Weighted()

@@ -38,7 +38,12 @@ def mask_of(n: int) -> torch.Tensor:
     return torch.ones(n, 8).tril()
 
 
-@odd(X, others=[rows(3), X, rows(3)], fresh=mask_of.cache_clear)
+@odd(
+    X,
+    others=[rows(3), X, rows(3)],
+    fresh=mask_of.cache_clear,
+    refused="it uses a tensor that is no parameter, buffer or attribute of the module",
+)
 class CachedHelper(Block):
     def forward(self, x):
         return self.mlp(x) * mask_of(x.shape[0]) + mask_of(8)[0]
