@@ -17,6 +17,7 @@ from gatec.census import Census, scan  # noqa: E402
 from gatec.compaction import compact  # noqa: E402
 from gatec.equation import Activation, Equation, equation  # noqa: E402
 from gatec.errors import GatecError, Refused  # noqa: E402
+from gatec.explain import Explanation, explain  # noqa: E402
 from gatec.fusing import fuse, fuse_, kernels_of  # noqa: E402
 from gatec.gate import Case, Gate  # noqa: E402
 from gatec.grouped import grouped_linear  # noqa: E402
@@ -34,9 +35,9 @@ __version__ = "0.1.0"
 __all__ = [  # noqa: RUF022 - in the order in which a reader meets them
     # what a user calls
     "scan", "why", "convert", "convert_", "fuse", "fuse_", "compact", "export", "save", "load", "report", "gates",
-    "kernels_of", "gate_parameters", "backend",
+    "explain", "kernels_of", "gate_parameters", "backend",
     # what comes back
-    "Census", "Edit", "GatecError", "Refused", "Report",
+    "Census", "Edit", "Explanation", "GatecError", "Refused", "Report",
     # what a pass is made of
     "Activation", "Attention", "Block", "Branch", "Case", "Coactivation", "Equation", "Features", "Gate", "Hole", "Inner",
     "Layer", "Linear", "Part", "Projection", "Site", "balanced_clusters", "equation", "grouped_linear", "here", "order",

@@ -21,7 +21,7 @@ ROWS = [row.split() for row in [
     "catalog onnx report history shrink trail",
     "lower",
     "pipeline",
-    "backend census compaction fusing",
+    "backend census compaction explain fusing",
     "gatec",
     "passes",
     "screen tiny",

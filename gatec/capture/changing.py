@@ -19,7 +19,7 @@ def changing(unit: Any, key: tuple[tuple[Any, ...], tuple[Any, ...]]) -> str:
     if len(graphs) * 2 >= sum(map(len, unit.graphs.values())):
         return _decision(graphs)
     arguments, around = [k[0] for k in unit.graphs], [k[1] for k in unit.graphs]
-    names = [*NAMES, *[_attribute(*read) for read in unit.reads]]
+    names = [*NAMES, *[attribute_words(*read) for read in unit.reads]]
     parts = [(names[i], [k[i] for k in around], now) for i, now in enumerate(key[1])]
     parts += [
         (f"part {i} of the arguments", [k[i] for k in arguments if i < len(k)], now) for i, now in enumerate(key[0])
@@ -28,9 +28,9 @@ def changing(unit: Any, key: tuple[tuple[Any, ...], tuple[Any, ...]]) -> str:
     return f"{name} changes from call to call, now {now!r:.80}"
 
 
-def _attribute(child: str, name: str) -> str:
-    if child == ":":
-        return f"the global {name}"
+def attribute_words(child: str, name: str) -> str:
+    if child in (":", "$"):
+        return f"the {'global' if child == ':' else 'environment variable'} {name}"
     return f"self.{child}.{name}" if child else f"self.{name}"
 
 

@@ -226,7 +226,10 @@ def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
     asking = next((x for x in leaves if isinstance(x, Value)), None) if captured is None else None
     if asking is not None:  # the module around it, while it is captured, calls .forward and not the module
         return asking.tracer.call(bare, self, *args, **kwargs)
-    return (captured or _enclosed(self, unit, args, kwargs)).run(self, *leaves)
+    captured = captured or _enclosed(self, unit, args, kwargs)
+    if not torch.compiler.is_compiling():
+        captured.hits += 1
+    return captured.run(self, *leaves)
 
 
 @torch._dynamo.disable  # type: ignore[untyped-decorator]
