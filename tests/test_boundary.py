@@ -6,7 +6,6 @@ import copy
 import dataclasses
 import io
 import itertools
-import re
 import warnings
 from collections import namedtuple
 
@@ -480,17 +479,11 @@ def test_with_open_gates_a_cache_makes_no_difference(name):
 
 
 @pytest.mark.parametrize("spec", CAUSAL[:3], ids=[s.partition(":")[2] for s in CAUSAL[:3]])
-def test_a_gate_that_reads_the_input_of_attention_generates_or_says_why_not(spec):
+def test_a_gate_that_reads_the_input_of_attention_generates_with_a_cache(spec):
     model, gated = built(spec), gatec.convert(built(spec), "attention")
     ids, options = asked(spec, 2, 1)
     assert torch.equal(gated.generate(ids, use_cache=False, **options), model.generate(ids, use_cache=False, **options))
-    try:
-        assert torch.equal(gated.generate(ids, **options), model.generate(ids, **options))
-    except gatec.GatecError as e:
-        assert re.match(
-            r"gatec: the same rewrite for another call of the module\n  found it reads \.\w+ of an object of type \w*Cache",
-            str(e),
-        )
+    assert torch.equal(gated.generate(ids, **options), model.generate(ids, **options))
 
 
 @pytest.mark.parametrize(

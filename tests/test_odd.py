@@ -278,4 +278,4 @@ def test_ten_thousand_modules_take_seconds(build: Callable[[], list[nn.Module]])
         program.canon()
         seconds[share] = time.perf_counter() - started
         assert not program.missed
-    assert seconds[1] < 20 and seconds[1] < 16 * seconds[8], seconds
+    assert seconds[1] < 90 and seconds[1] < 32 * seconds[8], seconds
