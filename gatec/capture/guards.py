@@ -43,6 +43,11 @@ def assign(module: Any, name: str, value: Any) -> None:
     setattr(operator.attrgetter(owner)(module) if owner else module, last, value)
 
 
+def store(module: Any, name: str, key: Any, value: Any) -> None:
+    """`module.name[key] = value`: what a forward keeps in a dict of its module."""
+    operator.attrgetter(name)(module)[key] = value
+
+
 def erase(module: Any, name: str) -> None:
     """`del module.name`, where the name may have dots."""
     owner, _, last = name.rpartition(".")
@@ -112,7 +117,7 @@ def ask(owner: Any, name: str, *args: Any, **kwargs: Any) -> Any:
 SIZES: set[Any] = {getattr, operator.getitem, hold, ask, element, operator.truth, len, *(getattr(operator, n) for n in (
     "add", "sub", "mul", "floordiv", "mod", "eq", "ne", "lt", "le", "gt", "ge", "and_", "or_", "neg", "truediv", "not_",
     "pow"))}  # fmt: skip
-EFFECTS: set[Any] = {assign, erase, setattr, autocast_mode._enter_autocast, autocast_mode._exit_autocast}
+EFFECTS: set[Any] = {assign, store, erase, setattr, autocast_mode._enter_autocast, autocast_mode._exit_autocast}
 
 
 def hoist(graph: fx.Graph) -> None:

@@ -73,7 +73,7 @@ def replaced(patches: list[tuple[Any, str, Any]]) -> Iterator[None]:
     """These attributes of modules and classes replaced for a while; unittest.mock takes twenty times as long."""
     before: list[tuple[Any, str, Any]] = []
     for owner, name, _ in patches if not ORIGINALS else ():
-        if isinstance(owner, types.ModuleType):
+        if isinstance(owner, types.ModuleType) and callable(getattr(owner, name)):
             ORIGINALS[id(owner), name] = getattr(owner, name)
     try:
         for owner, name, new in patches:

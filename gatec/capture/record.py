@@ -91,7 +91,8 @@ def _watch(calls: list[Call], given: list[Any]) -> Any:
     def hook(_: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
         if not tracing():
             args, kwargs = given.pop()
-            calls.append(Call(args, kwargs, output))
+            loose = isinstance(output, (list, dict)) or looked_into(output)  # the module around it may write to it
+            calls.append(Call(args, kwargs, copy.copy(output) if loose else output))
 
     return hook
 

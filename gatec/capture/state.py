@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gatec.capture.guards import SELF, Global, assign, element, erase, writes
+from gatec.capture.guards import SELF, Global, assign, element, erase, store, writes
 from gatec.capture.outside import spaces
 from gatec.capture.spies import OWN, looked_into, simple, writable
 from gatec.capture.structure import CONTAINERS, MISSING, frozen
@@ -128,6 +128,15 @@ class State:
             self.fresh.discard((path, name))
         return False
 
+    def stored(self, contents: list[Any]) -> None:
+        """Note what the forward put into dicts of its modules under words, such as a table for a device."""
+        for name, (value, before, _) in ((n, h) for held in contents for n, h in held.items()):
+            new = {k: v for k, v in value.items() if k not in before} if type(value) is dict else {}
+            if new and all(isinstance(k, str) and isinstance(v, Value) for k, v in new.items()):
+                for key, item in new.items():
+                    self.tracer.create_node("call_function", store, (SELF, name, key, item.node), {}).meta["val"] = None
+                    del value[key]
+
     # -- finding things again ---------------------------------------------------------------------------------------
 
     def find(self, thing: Any, *kinds: type) -> tuple[Any, ...]:
@@ -189,19 +198,13 @@ def put_back(root: nn.Module) -> Iterator[list[Any]]:
     Gives the contents of their lists and dicts, which calls of children may not change for good either.
     """
     modules = [(p, m) for p, m in root.named_modules() if not isinstance(m, torch.jit.ScriptModule)]
-    before = [(p, m, dict(vars(m)), dict(m._buffers), contents(vars(m))) for p, m in modules]
+    before = [(p, m, dict(vars(m)), dict(m._buffers), contents(vars(m), p)) for p, m in modules]
     changed = ""
     try:
         yield [held for *_, held in before if held]
         for path, module, plain, _, held in before:
             names = [n for n, (value, _, form) in held.items() if shape(value) != form]
-            names = [
-                n
-                for n in names
-                if n.partition(".")[0] in vars(module)
-                and vars(module)[n.partition(".")[0]] is plain[n.partition(".")[0]]
-            ]
-            changed = changed or next((full((path, n)) for n in names), "")
+            changed = changed or next((n for n in names if _still(module, plain, path, n)), "")
     finally:
         for _, module, plain, buffers, held in before:
             refill(held)
@@ -215,7 +218,13 @@ def put_back(root: nn.Module) -> Iterator[list[Any]]:
         raise Refused(f"its forward changes what stands in self.{changed}")
 
 
-def contents(space: dict[str, Any]) -> dict[str, tuple[Any, Any, Any]]:
+def _still(module: nn.Module, plain: dict[str, Any], path: str, name: str) -> bool:
+    """Whether what stood under the name does still; another thing in its place is an assignment, which was noted."""
+    own = name.removeprefix(f"{path}.").partition(".")[0]
+    return vars(module).get(own) is plain.get(own)
+
+
+def contents(space: dict[str, Any], path: str) -> dict[str, tuple[Any, Any, Any]]:
     """Every list, dict and set among these attributes, and those of objects on them: itself, a copy, what it is compared by."""
     found = {}
     for name, value in space.items():
@@ -224,7 +233,7 @@ def contents(space: dict[str, Any]) -> dict[str, tuple[Any, Any, Any]]:
         inside = {name: value} if writable(value) else {}
         if not inside and looked_into(value):
             inside = {f"{name}.{n}": v for n, v in vars(value).items() if writable(v)}
-        found.update({n: (v, v.copy(), shape(v)) for n, v in inside.items()})
+        found.update({full((path, n)): (v, v.copy(), shape(v)) for n, v in inside.items()})
     return found
 
 

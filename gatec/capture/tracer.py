@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import _disable_current_modes as alone
 
+from gatec.capture.chance import same_chance
 from gatec.capture.examples import Examples, NotSettled, settled
 from gatec.capture.guards import SELF, Constant, Made, ask, called, element, hoist, hold
 from gatec.capture.outside import flags, forbidden, methods, unchanged
@@ -292,6 +293,7 @@ class Tracer(fx.Tracer):
             changed = next((c for c, items in before.values() if items != listed(c)), None)
             if changed is not None:
                 raise Refused(f"its forward changes a {type(changed).__name__} that it was given")
+            self.state.stored(self.contents)
             self.create_node("output", "output", (self.create_arg(returned(self, result)),), {})
         return self.graph
 
@@ -357,6 +359,7 @@ def trace(module: nn.Module, forward: Callable[..., Any], call: Call,
                 watchdog(SECONDS),
                 unchanged(forward, type(module)),
                 put_back(module) as tracer.contents,
+                same_chance(),
                 alone(),  # torch.export may be at work around this
             ):
                 graph = tracer.run(module, forward, call)

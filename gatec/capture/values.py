@@ -161,6 +161,9 @@ class Number(Value):
     def __array__(self, *args: Any, **kwargs: Any) -> Any:
         return np.asarray(self.tracer.decide(self), *args, **kwargs)
 
+    def __repr__(self) -> str:
+        return super().__repr__() if self.tracer.busy else repr(self.decided())
+
     def __divmod__(self, other: Any) -> Any:
         return self // other, self % other
 
