@@ -168,14 +168,14 @@ def _written(node: fx.Node, module: nn.Module) -> set[int] | None:
         pure = type(child := module.get_submodule(str(node.target))).__module__.startswith("torch.nn.modules")
         pure = pure and not any(child.children()) and not getattr(child, "inplace", False) and not writes(node)
         return set() if pure else _memory(node.all_input_nodes)
+    if node.target in fx.node._side_effectful_functions or transforms(node):
+        return None
     if writes(node) or overwrites(node):
         known = not isinstance(node.target, torch._ops.OpOverload)
         targets = [node.kwargs["out"]] if "out" in node.kwargs else node.all_input_nodes[: 1 if known else None]
         return _memory(t for t in targets if isinstance(t, fx.Node))
     if node.op == "call_method" or node.target is hold:
         return set()
-    if node.target in fx.node._side_effectful_functions or transforms(node):
-        return None
     return set() if _computes(node.target) else _memory(node.all_input_nodes)
 
 
