@@ -467,3 +467,14 @@ def test_report_of_a_model_that_was_not_rewritten():
         match=r'^gatec: a model that gatec has rewritten\n  found Sequential\n  try   gatec.convert\(model, "glu"\)$',
     ):
         gatec.report(mlp())
+
+
+def test_a_model_that_does_not_know_its_sizes_yet():
+    model = nn.Sequential(nn.LazyLinear(8), nn.ReLU(), nn.LazyLinear(8))
+    words = (
+        "^gatec: parameters with values\n  found none yet in 0.weight\n  where Sequential\n"
+        "  try   run the model once, then give it to gatec$"
+    )
+    with pytest.raises(gatec.GatecError, match=words):
+        gatec.convert(model, "prune", inputs=X)
+    assert type(model[0]) is nn.LazyLinear

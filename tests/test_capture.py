@@ -725,3 +725,24 @@ def test_tracing_leaves_classes_as_they_were(kind):
 def test_a_rewritten_forward_has_the_signature_of_the_original():
     gated = gatec.convert(Switched(), "prune", inputs=X)
     assert inspect.signature(gated.forward) == inspect.signature(Switched().forward)
+
+
+class Finest(Block):
+    """Bakes the dtype of a parameter in, on a call that shows none of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(9, 8)
+
+    def forward(self, ids):
+        x = self.table(ids)
+        return self.mlp(x) + torch.finfo(x.dtype).eps + torch.zeros(8, dtype=x.dtype)
+
+
+def test_a_model_that_moves_to_another_dtype_is_captured_again():
+    model, ids = Finest().eval(), torch.arange(4)[None]
+    gated = gatec.convert(model, "prune", inputs=ids)
+    gated(ids)
+    for dtype in (torch.float64, torch.bfloat16, torch.float32):
+        mine, yours = gated.to(dtype)(ids), model.to(dtype)(ids)
+        assert mine.dtype == dtype and same(mine, yours)

@@ -161,6 +161,16 @@ class State:
         return None
 
 
+def forms(root: nn.Module) -> Iterator[Place]:
+    """Guards of the dtypes and devices that the parameters have, by the first parameter of each."""
+    first: dict[Any, str] = {}
+    for name, parameter in root.named_parameters():
+        first.setdefault((parameter.dtype, parameter.device), name)
+    for name in first.values():
+        path, _, own = name.rpartition(".")
+        yield from ((path, f"{own}.dtype"), (path, f"{own}.device"))
+
+
 def full(place: Place) -> str:
     return f"{place[0]}.{place[1]}" if place[0] else place[1]
 

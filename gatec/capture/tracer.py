@@ -24,7 +24,7 @@ from gatec.capture.patches import grad_enabled, honest, injected, replaced
 from gatec.capture.record import Call
 from gatec.capture.results import containers, listed, returned
 from gatec.capture.spies import Watch, looked_into
-from gatec.capture.state import TABLES, Counts, Place, State, put_back
+from gatec.capture.state import TABLES, Counts, Place, State, forms, put_back
 from gatec.capture.structure import FUNCTIONS, PLAIN, flatten, foreign, rebuild, twins
 from gatec.capture.values import Number, Opaque, Value, where
 from gatec.capture.watchdog import Endless, monotonic, watchdog
@@ -52,6 +52,7 @@ class Tracer(fx.Tracer):
         self.cut: dict[fx.Node, fx.Node] = {}  # values without their gradient, for what is computed under no_grad
         self.contents: list[Any] = []  # lists and dicts on the modules, which nothing may change for good
         self.refused: list[Refused] = []
+        self.told_form = False  # Python heard the dtype or the device of something that parameters may decide
         self.casts: dict[int, fx.Node] = {}
         self.making = False  # objects that leave the forward may be built again, those that it hands on may not
         self.ambient_grad = grad_enabled()
@@ -379,6 +380,8 @@ def trace(module: nn.Module, forward: Callable[..., Any], call: Call,
         if node.op == "get_attr" and "val" not in node.meta:
             node.meta["val"] = tracer.examples.fake(operator.attrgetter(str(node.target))(module))
     hoist(graph)
+    if tracer.told_form:
+        tracer.state.reads.update(forms(module))
     read = {*((":", n) for n in flags(forward, type(module))), *(("", n) for n in methods(forward, type(module)))}
     return Trace(graph, frozenset(tracer.asked), frozenset(tracer.state.reads | read))
 

@@ -53,6 +53,7 @@ class Value(fx.Proxy):
 
     def _of_tensor(self, example: Tensor, name: str) -> Any:
         if name in CONCRETE:
+            self.tracer.told_form = self.tracer.told_form or self.node.op != "placeholder"
             return getattr(example, name)
         if name == "item":
             return lambda: self.tracer.decide(self).item()
@@ -210,6 +211,7 @@ class _Method:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.name in CONCRETE_CALLS and isinstance(self.owner.example, Tensor):
+            self.owner.tracer.told_form = True
             return getattr(self.owner.example, self.name)(*args, **kwargs)
         return self.owner.tracer.create_proxy("call_method", self.name, (self.owner, *args), kwargs)
 
