@@ -129,13 +129,15 @@ def _applied(tracer: Any) -> Callable[..., Any]:
 
 
 def _checkpoint(tracer: Any, original: Callable[..., Any]) -> Callable[..., Any]:
-    def checkpoint(function: Any, *args: Any, use_reentrant: Any = None, **kwargs: Any) -> Any:
+    def checkpoint(function: Any, *args: Any, **kwargs: Any) -> Any:
         if tracer.busy:
-            return original(function, *args, use_reentrant=use_reentrant, **kwargs)
+            return original(function, *args, **kwargs)
+        if isinstance(function, nn.Module) and tracer.state.paths.get(function):
+            return tracer.call(original, function, *args, **kwargs)
         inner = getattr(function, "func", function)  # a functools.partial
-        owner, name = getattr(inner, "__self__", inner), getattr(inner, "__name__", "__call__")
+        owner, name = getattr(inner, "__self__", inner), getattr(inner, "__name__", "")
         if isinstance(owner, nn.Module) and tracer.state.paths.get(owner) and name in CALLS:
-            return function(*args, **kwargs)  # the call of the module checkpoints again when it runs
+            return function(*args)  # the call of the module checkpoints again when it runs
         raise Refused("it checkpoints a function of its own (torch.utils.checkpoint)")
 
     return checkpoint
