@@ -82,6 +82,8 @@ class Examples:
         module = getattr(module, "_orig_mod", module)  # what torch.compile compiled, itself
         plain = all(isinstance(x, (Tensor, *PLAIN)) for x in tree_leaves((args, kwargs)))
         known = self.tracer.known(path, Call(args, kwargs)) if self.tracer.known and plain else None
+        if known is not None and known.changed:
+            raise Refused(f"{path} changes a list or a dict that it is given")
         if known is not None:
             return self.fake(known.output)
         try:

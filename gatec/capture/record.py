@@ -24,6 +24,7 @@ class Call:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     output: Any = None
+    changed: bool = False  # a list or a dict that it was given held other things afterwards
 
 
 def record(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, list[Call]]:
@@ -60,6 +61,15 @@ def compiled(model: nn.Module) -> dict[str, str]:
     return found
 
 
+def _held(value: Any) -> Any:
+    """What stands in the lists and dicts of some arguments."""
+    if isinstance(value, (tuple, list)):
+        return tuple(map(_held, value))
+    if type(value) is dict:
+        return tuple((k, _held(v)) for k, v in value.items())
+    return id(value) if isinstance(value, Tensor) else None
+
+
 def _kept(given: list[Any]) -> Any:
     """Hold on to the arguments in lists and dicts of their own: a forward may write to those that it is given."""
 
@@ -88,11 +98,12 @@ def _before(thing: Any) -> Any:
 
 
 def _watch(calls: list[Call], given: list[Any]) -> Any:
-    def hook(_: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
+    def hook(_: nn.Module, now: Any, named: Any, output: Any) -> None:
         if not tracing():
             args, kwargs = given.pop()
+            changed = _held((args, kwargs)) != _held((now, named))
             loose = isinstance(output, (list, dict)) or looked_into(output)  # the module around it may write to it
-            calls.append(Call(args, kwargs, copy.copy(output) if loose else output))
+            calls.append(Call(args, kwargs, copy.copy(output) if loose else output, changed))
 
     return hook
 

@@ -288,6 +288,8 @@ def _recapture(module: nn.Module, unit: Unit, args: Any, kwargs: Any) -> Any:
     try:
         return captured.run(module, *flat.leaves)
     except Miss as e:
+        if unit.only_fused:
+            return _fall_back(module, unit, args, kwargs)
         raise GatecError("a decision that is the same for equal sizes", found=f"another answer at {e}", where=path,
                          hint="the forward asks for something that its arguments do not settle") from e  # fmt: skip
 

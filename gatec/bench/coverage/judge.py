@@ -119,10 +119,17 @@ def other_calls(module: nn.Module, path: str, calls: Calls) -> dict[str, str]:
             ways = ((_to(own, t), _to(unit_module, t), _cast(base, t)) for t in DTYPES)
             found[name] = next(filter(None, (_guarded(*way) for way in ways)), "")
         elif name == "train":
-            found[name] = _guarded(copied(own).train(), copied(unit_module).train(), base)
+            found[name] = _guarded(_training(own), _training(unit_module), base)
         elif path in calls.get(name, ()):
             found[name] = _guarded(own, unit_module, calls[name][path])
     return {name: word for name, word in found.items() if word}
+
+
+def _training(module: nn.Module) -> nn.Module:
+    """A copy in train mode; LeViT's own train() gives nothing back."""
+    module = copied(module)
+    module.train()
+    return module
 
 
 def _guarded(own: nn.Module, unit_module: nn.Module, call: Call) -> str:
