@@ -199,8 +199,9 @@ def test_every_file_is_read(file: str):
 
 
 @pytest.fixture(autouse=True)
-def impatient(monkeypatch):
-    monkeypatch.setattr("gatec.capture.tracer.SECONDS", 3.0)
+def impatient(monkeypatch, request):
+    if "case" in request.fixturenames:
+        monkeypatch.setattr("gatec.capture.tracer.SECONDS", 4.0)
 
 
 @EVERY

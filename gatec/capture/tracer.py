@@ -368,7 +368,8 @@ def trace(module: nn.Module, forward: Callable[..., Any], call: Call,
         except Counts as e:
             counters |= {e.place}
         except Endless as e:
-            raise Refused(f"{ENDLESS} ({where(e.__traceback__)})") from None
+            line = where(e.__traceback__)
+            raise Refused(f"{ENDLESS} ({line})" if line else ENDLESS) from None
         except Refused as e:
             line = where(e.__traceback__)
             raise Refused(f"{e} ({line})" if line else str(e)) from None
