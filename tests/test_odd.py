@@ -201,7 +201,7 @@ def test_every_file_is_read(file: str):
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch, request):
     if "case" in request.fixturenames:
-        monkeypatch.setattr("gatec.capture.tracer.SECONDS", 4.0)
+        monkeypatch.setattr("gatec.capture.tracer.SECONDS", 2.0)
 
 
 @EVERY
