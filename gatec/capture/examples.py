@@ -23,8 +23,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from gatec.capture.guards import SELF, writes
 from gatec.capture.record import Call, untouched
-from gatec.capture.spies import looked_into
-from gatec.capture.state import refill, shape
+from gatec.capture.spies import looked_into, shape
+from gatec.capture.state import restore
 from gatec.capture.structure import PLAIN
 from gatec.capture.values import Value
 from gatec.errors import Refused
@@ -188,7 +188,7 @@ def _steady(contents: list[Any]) -> Iterator[None]:
         for n, (v, _, _) in ((f"{i}.{n}", h) for n, h in held.items())
     }
     yield
-    refill(before)
+    restore(before)
 
 
 def _zeros(value: Any) -> Any:

@@ -18,7 +18,7 @@ import torch.nn.attention
 from torch import nn
 from torch.nn.utils import parametrize
 
-from gatec.capture.spies import writable
+from gatec.capture.spies import refill, shape, writable
 from gatec.capture.structure import MISSING, attribute, frozen
 from gatec.errors import Refused
 from gatec.settings import ENVIRONMENT
@@ -138,7 +138,7 @@ def unchanged(forward: Any, kind: type) -> Iterator[None]:
 
 
 def _form(value: Any) -> Any:
-    return (len(value), frozen(value)) if isinstance(value, (dict, list, set)) else frozen(value)
+    return shape(value) if isinstance(value, (dict, list, set)) else frozen(value)
 
 
 def _held(forward: Any, kind: type) -> Iterator[tuple[str, Callable[[], Any], Callable[[], Any], Any]]:
@@ -165,12 +165,7 @@ def _watched(what: str, owner: Any, name: str) -> Iterable[tuple[str, Callable[[
     value = get(name)
     if writable(value):
         copy = value.copy()
-        yield f"its forward changes what stands in {what}", lambda: value, lambda: _refill(value, copy), _form(value)
+        yield f"its forward changes what stands in {what}", lambda: value, lambda: refill(value, copy), _form(value)
     elif isinstance(value, (bool, int, float, str, type(None))):
         verb = "assigns" if isinstance(owner, type) else "writes"
         yield f"its forward {verb} {what}", lambda: get(name), lambda: put(name, value), _form(value)
-
-
-def _refill(value: Any, copy: Any) -> None:
-    value.clear()
-    value.extend(copy) if isinstance(value, list) else value.update(copy)

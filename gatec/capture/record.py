@@ -14,7 +14,7 @@ import torch
 import torch._dynamo
 from torch import Tensor, nn
 
-from gatec.capture.spies import OWN, looked_into, tracing, writable
+from gatec.capture.spies import OWN, looked_into, refill, tracing, writable
 
 
 @dataclass(frozen=True)
@@ -124,8 +124,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
                 for module, before, held, inner in zip(modules, attributes, buffers, contents, strict=True):
                     _restore(module, before, held)
                     for value, copy in inner:
-                        value.clear()
-                        value.extend(copy) if isinstance(value, list) else value.update(copy)
+                        refill(value, copy)
 
 
 def _contents(module: nn.Module) -> list[tuple[Any, Any]]:

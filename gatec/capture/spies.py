@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from gatec.capture.structure import PLAIN
+from gatec.capture.structure import PLAIN, frozen
 from gatec.capture.values import Value
 
 OWN = {*vars(nn.Module()), "_gatec", "_is_hf_initialized"} - {"training"}  # what torch itself keeps on a module
@@ -74,6 +74,17 @@ WRITABLE = (list, dict, set, OrderedDict, defaultdict)
 def writable(value: Any) -> bool:
     """A list, dict or set whose contents can be copied and put back; what is derived from them has rules of its own."""
     return type(value) in WRITABLE
+
+
+def shape(value: Any) -> Any:
+    """What a list, dict or set is compared by."""
+    return len(value), frozen(value)
+
+
+def refill(value: Any, copy: Any) -> None:
+    """Put the contents of `copy` back into the list, dict or set itself."""
+    value.clear()
+    value.extend(copy) if isinstance(value, list) else value.update(copy)
 
 
 def tracing() -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gatec.capture.guards import SELF, Global, assign, element, erase, store, writes
 from gatec.capture.outside import spaces
-from gatec.capture.spies import OWN, looked_into, simple, writable
+from gatec.capture.spies import OWN, looked_into, refill, shape, simple, writable
 from gatec.capture.structure import CONTAINERS, MISSING, frozen
 from gatec.capture.values import Value
 from gatec.errors import Refused
@@ -118,13 +118,13 @@ class State:
             raise Refused(
                 f"its forward assigns an object of type {type(value).__name__} to self.{full(place)}"
             ) from None
-        self.tracer.create_node("call_function", assign, (SELF, full(place), held), {}).meta["val"] = None
+        self.tracer.effect(assign, SELF, full(place), held)
 
     def erased(self, owner: nn.Module, name: str) -> bool:
         """Note what a forward deletes from its module."""
         path = self.paths.get(owner)
         if path is not None:
-            self.tracer.create_node("call_function", erase, (SELF, full((path, name))), {}).meta["val"] = None
+            self.tracer.effect(erase, SELF, full((path, name)))
             self.fresh.discard((path, name))
         return False
 
@@ -134,7 +134,7 @@ class State:
             new = {k: v for k, v in value.items() if k not in before} if type(value) is dict else {}
             if new and all(isinstance(k, str) and isinstance(v, Value) for k, v in new.items()):
                 for key, item in new.items():
-                    self.tracer.create_node("call_function", store, (SELF, name, key, item.node), {}).meta["val"] = None
+                    self.tracer.effect(store, SELF, name, key, item.node)
                     del value[key]
 
     # -- finding things again ---------------------------------------------------------------------------------------
@@ -191,11 +191,8 @@ def _within(value: Any, kinds: tuple[type, ...], keys: tuple[Any, ...] = ()) -> 
             yield from _within(item, kinds, (*keys, key))
 
 
-TABLES = (
-    np.ndarray,
-    torch.Generator,
-    torch.ScriptObject,
-)  # what a module may hold and hand to torch's functions as it is
+# What a module may hold and hand to torch's functions as it is.
+TABLES = (np.ndarray, torch.Generator, torch.ScriptObject)
 
 
 # -- as it was ------------------------------------------------------------------------------------------------------
@@ -217,7 +214,7 @@ def put_back(root: nn.Module) -> Iterator[list[Any]]:
             changed = changed or next((n for n in names if _still(module, plain, path, n)), "")
     finally:
         for _, module, plain, buffers, held in before:
-            refill(held)
+            restore(held)
             now = vars(module)
             if len(now) != len(plain) or any(now.get(n) is not v for n, v in plain.items()):
                 now.clear()
@@ -247,15 +244,11 @@ def contents(space: dict[str, Any], path: str) -> dict[str, tuple[Any, Any, Any]
     return found
 
 
-def shape(value: Any) -> Any:
-    return len(value), frozen(value)
-
-
-def refill(held: dict[str, tuple[Any, Any, Any]]) -> None:
+def restore(held: dict[str, tuple[Any, Any, Any]]) -> None:
+    """Put back what of `contents` was changed since."""
     for value, copy, form in held.values():
         if shape(value) != form:
-            value.clear()
-            value.extend(copy) if isinstance(value, list) else value.update(copy)
+            refill(value, copy)
 
 
 def same_memory(now: Any, path: str, before: Any) -> bool:

@@ -36,9 +36,6 @@ ENDLESS = "its forward never ends for the tracer"
 
 
 class Tracer(fx.Tracer):
-    proxy_buffer_attributes = True
-    record_stack_traces = False
-
     def __init__(
         self, known: Callable[[str, Call], Call | None] | None, counters: frozenset[Place], numbers: bool
     ) -> None:
@@ -185,7 +182,11 @@ class Tracer(fx.Tracer):
         return False
 
     def _hold(self, node: fx.Node, answer: Any) -> None:
-        self.create_node("call_function", hold, (node, answer, where()), {}).meta["val"] = None
+        self.effect(hold, node, answer, where())
+
+    def effect(self, function: Callable[..., None], *args: Any) -> None:
+        """A node whose value nobody reads."""
+        self.create_node("call_function", function, args, {}).meta["val"] = None
 
     @contextmanager
     def quiet(self) -> Iterator[None]:
@@ -193,9 +194,6 @@ class Tracer(fx.Tracer):
             yield
 
     # -- what fx asks -------------------------------------------------------------------------------------------
-
-    def is_leaf_module(self, module: nn.Module, path: str) -> bool:
-        return True
 
     def call_module(self, module: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         if self.busy:
@@ -211,7 +209,7 @@ class Tracer(fx.Tracer):
             return forward(*args, **kwargs)
         return self.create_proxy("call_module", path, args, kwargs)
 
-    def attribute(self, attr: str, value: Any) -> Any:
+    def attribute(self, value: Any) -> Any:
         """A parameter or a buffer as a proxy, always the same one; what torch does not know stays itself."""
         if self.busy or not isinstance(value, Tensor) or not self.state.find(value, Tensor):
             return value
@@ -311,7 +309,7 @@ class Tracer(fx.Tracer):
             return self.call_module(module, lambda *a, **k: call(module, *a, **k), args, kwargs)
 
         yield nn.Module, "__call__", called_module
-        yield nn.Module, "__getattr__", lambda module, name: self.attribute(name, get(module, name))
+        yield nn.Module, "__getattr__", lambda module, name: self.attribute(get(module, name))
         yield fx._symbolic_trace, "_is_fx_tracing_flag", True
 
     def placeholders(self) -> tuple[Any, Any]:

@@ -223,13 +223,18 @@ def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         return inside(self, *args, **kwargs)
     leaves, key = spread(args, kwargs)
     captured = unit.shells.get(key)
-    asking = next((x for x in leaves if isinstance(x, Value)), None) if captured is None else None
-    if asking is not None:  # the module around it, while it is captured, calls .forward and not the module
-        return asking.tracer.call(bare, self, *args, **kwargs)
-    captured = captured or _enclosed(self, unit, args, kwargs)
+    if captured is None:
+        if (tracer := _tracer(leaves)) is not None:
+            return tracer.call(bare, self, *args, **kwargs)
+        captured = _enclosed(self, unit, args, kwargs)
     if not torch.compiler.is_compiling():
         captured.hits += 1
     return captured.run(self, *leaves)
+
+
+def _tracer(leaves: list[Any]) -> Any:
+    """The trace of a module around this one that calls `.forward` and not the module, if there is one."""
+    return next((x.tracer for x in leaves if isinstance(x, Value)), None)
 
 
 @torch._dynamo.disable  # type: ignore[untyped-decorator]
@@ -263,9 +268,8 @@ def _recapture(module: nn.Module, unit: Unit, args: Any, kwargs: Any) -> Any:
     """Capture this call, replay the edits, and run it; the next call like it finds its graph."""
     path = f"{type(module).__name__}.forward"
     flat = flatten(args, kwargs, unit.numbers)
-    asking = next((x for x in flat.leaves if isinstance(x, Value)), None)
-    if asking is not None:  # the module around it, while it is captured, calls .forward and not the module
-        return asking.tracer.call(bare, module, *args, **kwargs)
+    if (tracer := _tracer(flat.leaves)) is not None:
+        return tracer.call(bare, module, *args, **kwargs)
     if not unit.numbers and any(_but_for_numbers(flat.key, known) for known, _ in unit.graphs):
         unit.numbers = True
         unit.graphs.clear()
