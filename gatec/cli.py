@@ -14,7 +14,7 @@ import gatec
 from gatec import bench as benchmarks
 from gatec import demo as tour
 from gatec import settings, zoo
-from gatec.bench import coverage
+from gatec.bench import coverage, papers
 from gatec.errors import GatecError
 from gatec.screen import errors, say, table, working
 
@@ -131,21 +131,24 @@ def export(
 def bench(
     name: Annotated[str, typer.Argument(help=", ".join(benchmarks.BENCHMARKS))],
     output: Folder = None,
-    only: Annotated[str, typer.Option(help="coverage: a regular expression over suite:name")] = "",
+    only: Annotated[str, typer.Option(help="coverage: a regular expression over suite:name; papers: over names")] = "",
     peers: Annotated[bool, typer.Option(help="coverage: ask the other tracers too")] = True,
     jobs: Annotated[int, typer.Option(help="coverage: processes at a time")] = 2,
     file: Annotated[
         Path | None, typer.Option("--json", help="coverage: a FILE for everything about every model")
     ] = None,
+    folder: Annotated[Path, typer.Option(help="papers: blocks of your own")] = papers.FOLDER,
 ) -> None:
     """Measure beside a peer in one run; -o keeps the rows as JSON with device, versions and commit."""
     if name == "coverage":
         _coverage(only, peers, jobs, file, output)
         return
+    if name == "papers":
+        _papers(only, folder, output)
+        return
     with working(f"measuring {name}"):
         rows = benchmarks.run(name)
-    columns = list(dict.fromkeys(k for row in rows for k in row))
-    table([columns, *([str(row.get(c, "")) for c in columns] for row in rows)])
+    _shown(rows)
     if output:
         wrote(benchmarks.keep(name, rows, output))
 
@@ -171,6 +174,29 @@ def _coverage(only: str, peers: bool, jobs: int, file: Path | None, output: Path
         wrote(benchmarks.keep("coverage", coverage.compact(rows), output))
     if wrong:
         raise typer.Exit(1)
+
+
+def _papers(only: str, folder: Path, output: Path | None) -> None:
+    """A row for each block, then how many got how far."""
+    rows = papers.literature(only, folder, progress=lambda name: errors.print(name, markup=False, highlight=False))
+    _shown([{k: v for k, v in row.items() if k != "about"} for row in rows])
+    for line in papers.summary(rows):
+        say(line)
+    if output:
+        wrote(benchmarks.keep("papers", rows, output))
+
+
+def _shown(rows: list[dict[str, Any]]) -> None:
+    columns = list(dict.fromkeys(k for row in rows for k in row))
+    table([columns, *([_cell(row.get(c, "")) for c in columns] for row in rows)])
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(value)
+    return f"{value:.1e}" if isinstance(value, float) and 0 < value < 1e-3 else str(value)
 
 
 def _told(row: dict[str, Any], who: str) -> None:

@@ -14,7 +14,8 @@ from torch.utils._pytree import tree_leaves
 
 import gatec
 from gatec.bench.coverage.same import same
-from gatec.bench.papers import FOLDER, papers
+from gatec.bench.papers import FOLDER, literature, papers, summary
+from gatec.bench.papers.row import puts
 from gatec.capture import Nothing, install, unit_of
 from gatec.capture.structure import flatten
 from gatec.capture.unit import compiled
@@ -265,3 +266,14 @@ def test_onnxruntime_agrees_at_another_batch_and_length(paper, tmp_path: Path):
 def test_a_folder_without_blocks_is_an_error(tmp_path):
     with pytest.raises(gatec.GatecError, match="no Python file in"):
         papers(tmp_path)
+
+
+def test_a_row_of_the_benchmark_says_how_far_a_block_got():
+    rows = literature(f"^{ALL[0].name}$")
+    assert [r["captured"] for r in rows] == ["to the bit"] and rows[0]["as written"] and rows[0]["onnx"] < 1e-4
+    assert set(rows[0]["inserted by"]) | set(rows[0]["takes"]) <= set(gates())
+    assert summary(rows)[0] == "1 of 1 captured to the bit"
+
+
+def test_what_passes_put_is_known_by_kind_and_signal():
+    assert ("attention-output", "sigmoid") in puts()["attention"] and ("glu", "silu") in puts()["glu"]

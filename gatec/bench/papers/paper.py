@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from gatec.errors import GatecError
 
+Inputs = tuple[Tensor, ...]
 FOLDER = Path(__file__).parents[3] / "examples" / "papers"  # of a checkout; the wheel does not hold it
 
 
@@ -62,9 +63,9 @@ class Paper:
         made: nn.Module = self.code.module(**options)
         return made
 
-    def inputs(self, batch: int = 2, length: int = 6) -> tuple[Tensor, ...]:
+    def inputs(self, batch: int = 2, length: int = 6) -> Inputs:
         torch.manual_seed(batch * 1000 + length)
-        made: tuple[Tensor, ...] = self.code.inputs(batch, length)
+        made: Inputs = self.code.inputs(batch, length)
         return made
 
     def takes(self, option: str) -> bool:
