@@ -90,12 +90,10 @@ class Site:
     def channels(self, value: fx.Proxy, near: Layer | Inner) -> tuple[int, ...]:
         """The sizes of one number per channel of what `near` gives: of its last dimension, or, where the last that `near`
         runs is a convolution or a batch norm, of the dimension before the positions."""
-        shape = self.shape(value)
-        leaves = [
-            m for m in self.module.get_submodule(near.path).modules() if next(m.parameters(False), None) is not None
-        ]
-        last = next((m for m in reversed(leaves) if isinstance(m, MAPS)), None) if leaves[-1:] else None
-        if last is None or last is not leaves[-1] or len(shape) < 3:
+        shape, held = self.shape(value), attribute(self.module, near.path) if near.path else self.module
+        within = held.modules() if isinstance(held, nn.Module) else ()  # a layer may be a weight alone
+        leaves = [m for m in within if next(m.parameters(False), None) is not None]
+        if not leaves or not isinstance(leaves[-1], MAPS) or len(shape) < 3:
             return shape[-1:]
         return (shape[1], *[1] * (len(shape) - 2))
 

@@ -50,6 +50,15 @@ class Twice(nn.Module):
         return self.layer(self.layer(x))
 
 
+class Functional(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.linspace(-1, 1, 48).reshape(6, 8))
+
+    def forward(self, x):
+        return torch.nn.functional.linear(x, self.table)
+
+
 X = (torch.linspace(-2, 2, 32).reshape(4, 8),)
 GATE = Gate(
     before=(places.linear, places.convolution), after=after, check=check, equation=wrap,
@@ -57,6 +66,7 @@ GATE = Gate(
         Case("every layer", lambda: nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8)), X, put=2),
         Case("one-plus", lambda: nn.Sequential(nn.Linear(8, 8)), X, options={"form": "one-plus"}),
         Case("convolution", Convolution, X),
+        Case("a weight alone", Functional, X),
         Case("one layer in two places", Twice, X, refuses="is called 2 times in one forward"),
         Case("unknown form", Convolution, X, refuses="a form that wrap knows", options={"form": "sine"}),
     ),
