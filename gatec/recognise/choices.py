@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gatec.match import Term
-from gatec.recognise.look import CONTRACTIONS, attends, below, fixed, learned, parameter, peeled, pointwise_of, reaches
+from gatec.recognise.look import (
+    CONTRACTIONS,
+    attends,
+    below,
+    fixed,
+    learned,
+    parameter,
+    peeled,
+    pointwise_of,
+    reaches,
+    whole,
+)
 from gatec.recognise.scene import Hit, Scene
 from gatec.recognise.signals import DECISIONS, Signal, core, kept, signal
 
@@ -16,7 +27,7 @@ def weighted(scene: Scene) -> None:
     """One find for each set of weights, however many products it is used in."""
     uses: dict[Term, list[tuple[Term, Signal]]] = {}
     for term in scene.terms:
-        for gate in _weights(term):
+        for gate in _weights(scene, term):
             uses.setdefault(gate.core, []).append((term, gate))
     for weights, found in uses.items():
         hit = _router(weights, found)
@@ -26,14 +37,25 @@ def weighted(scene: Scene) -> None:
             scene.claim(g for _, g in found)
 
 
-def _weights(term: Term) -> Iterator[Signal]:
+def _weights(scene: Scene, term: Term) -> Iterator[Signal]:
     if term.op != "mul" and term.op not in CONTRACTIONS:
         return
     for f in term.args:
         found, chosen = core(f)
-        routed = found.op == "softmax" or (found.op in ("sigmoid", "softplus", "relu") and chosen and kept(f) is None)
+        routed = found.op == "softmax" or (found.op in ("sigmoid", "softplus", "relu") and chosen and kept(f) is None) \
+            or (found.op in ("sigmoid", "hardsigmoid") and _summed_up(scene, term, f))  # fmt: skip
         if routed and not attends(found) and learned(found) and len(term.args) > 1:
             yield Signal(f, found, chosen)
+
+
+def _summed_up(scene: Scene, product: Term, weights: Term) -> bool:
+    """Whether a product weighs several values side by side, and is only summed over them."""
+    sides = {len(v.args) for f in product.args if f is not weights and (v := peeled(f)).op in BUNDLES}
+    readers = scene.readers.get(product, [])
+    sums = [r.data[0] for r in readers if r.op in ("sum", "mean")]
+    return bool(sums) and len(sums) == len(readers) and all(
+        len(dims) == 1 and product.shape is not None and product.shape[dims[0]] in sides - {1} for dims in sums
+    )  # fmt: skip
 
 
 def _router(weights: Term, found: list[tuple[Term, Signal]]) -> Hit | None:
@@ -86,14 +108,18 @@ def _members(value: Term) -> list[Term]:
 
 
 def decided(scene: Scene) -> None:
-    """where(score > threshold, a, b), and what is scattered back to the places of the k largest."""
+    """where(score > threshold, a, b), once for each decision; what is scattered back to the places of the k largest."""
+    decisions: set[Term] = set()
     for term in (t for t in scene.terms if t not in scene.used):
         if term.op == "where" and not scene.folded(term):
             test, yes, no = term.args
+            if whole(test) in decisions:
+                continue  # what else the same decision chooses
             gate = signal(test)
             asked = tuple(peeled(a) for t in below((test,), 16) if t.op in DECISIONS for a in t.args)
             if gate is None or any(fixed(a) or pointwise_of(a, asked) for a in (yes, no)) or gate.key in scene.claimed:
                 continue
+            decisions.add(whole(test))
             scene.take(Hit("exit", gate.name, term, (test,), (yes, no)))
         elif term.op.startswith("call:scatter") and len(term.args) > 1 and kept(term) is None:
             hit = _scattered(term)

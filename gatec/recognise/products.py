@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from gatec.match import Term
-from gatec.match.written import without
+from gatec.match.written import complement, without
 from gatec.recognise.look import (
     ACTIVATIONS,
     FIXED,
@@ -106,7 +106,18 @@ def nothing(p: Product) -> bool:
     assert g is not None
     if any(peeled(v).op in NOTHING for v in p.term.args) or all(_plain(v) for v in p.values):
         return True
+    if all(map(_chance, p.factors)) and any(complement(peeled(f)) for f in p.factors):
+        return True  # (1 - a) (1 - b): how likely it is that none of them stops
     return g.core.op == "softmax" and (attends(g.core) or p.broadcast(g.factor) > 0)
+
+
+def _chance(t: Term) -> bool:
+    """A number between zero and one, or one less it."""
+    t = peeled(t)
+    if t.op == "clamp" and t.data[0] is not None and t.data[0] >= 0:
+        return t.data[1] == 1 or _chance(t.args[0])
+    less = complement(t)
+    return t.op in ("sigmoid", "softmax") or (less is not None and all(map(_chance, less)))
 
 
 def _plain(value: Term) -> bool:

@@ -28,17 +28,28 @@ class Sum:
 def blend(s: Sum) -> Hit | None:
     """g a + (1 - g) b."""
     for p in s.products:
-        for g in (f for f in p.args if (found := signal(f)) is not None and found.bounded):
+        for g, gate in ((f, found) for f in p.args if (found := signal(f) or _mass(f)) is not None and found.bounded):
             for q in s.products:
                 one_less = next((f for f in q.args if complement(peeled(f)) == (g,) or _opposite(f, g)), None)
                 if q is p or one_less is None:
                     continue
-                gate = signal(g)
-                assert gate is not None
                 kind = "exit" if gate.decides and confidence(g) else "hard" if gate.decides else "highway"
                 values = tuple(f for f in (*p.args, *q.args) if f is not g and f is not one_less)
                 return Hit(kind, gate.name, s.term, (g,), values, (p, q))
     return None
+
+
+def _mass(f: Term) -> Signal | None:
+    """The part of a softmax that falls on some of its entries."""
+    f = peeled(f)
+    inner = f.args[0] if f.op == "sum" else f
+    some = inner.args if inner.op == "mul" and inner.data == 1 else (peeled(inner),) if inner.op == "part" else ()
+    shares = [a for a in some if a.op == "softmax" and a.data in f.data[0]]
+    return (
+        Signal(f, shares[0], False)
+        if len(shares) == 1 and all(a in shares or fixed(a) or raw(a) for a in some)
+        else None
+    )
 
 
 def _opposite(f: Term, g: Term) -> bool:

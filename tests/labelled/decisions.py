@@ -167,3 +167,43 @@ class SkipBlock(nn.Module):
 
     def forward(self, x):
         return torch.where(self.router(x) > 0, x + F.gelu(self.block(x)), x)
+
+
+@has("exit")
+class TokenWithMemory(nn.Module):
+    """One decision per token: whether its value, and what is remembered beside it, are computed anew."""
+
+    def __init__(self):
+        super().__init__()
+        self.score, self.block, self.memory = nn.Linear(D, 1), nn.Linear(D, D), nn.Linear(D, H)
+
+    def forward(self, x):
+        skip = self.score(x).squeeze(-1) < 0
+        kept = F.pad(x, (0, H - D))
+        value = torch.where(skip.unsqueeze(-1), x, F.gelu(self.block(x)))
+        memory = torch.where(skip[..., None].expand_as(kept), kept, self.memory(x))
+        return value, memory
+
+
+@has("exit", "exit", given=(STEP,))
+class HaltingChances(nn.Module):
+    """The chance to stop at each step, if no step before has stopped."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Linear(D, D) for _ in range(3))
+        self.halts = nn.ModuleList(nn.Linear(D, 1) for _ in range(2))
+
+    def forward(self, x):
+        states, going, out = [], 1.0, None
+        for block in self.blocks:
+            states.append(torch.tanh(block(states[-1] if states else x)))
+        chances = []
+        for halt, h in zip(self.halts, states, strict=False):
+            p = torch.sigmoid(halt(h))
+            chances.append(going * p)
+            going = going * (1 - p)
+        out = states[-1]
+        for chance, h in zip(reversed(chances), reversed(states[:-1]), strict=True):
+            out = torch.where(chance > 0.5, h, out)
+        return out, going

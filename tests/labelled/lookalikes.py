@@ -465,3 +465,16 @@ def _(self, x):
 @looks("PlainLinearAttentionState", given=(STEP, STATE, TOKENS[:, :, None].sum(1).expand(2, D, D)))
 def _(self, k, v, S):
     return S + k.unsqueeze(-1) * self.fc(v).unsqueeze(-2)
+
+
+@looks("ExpectedBin")
+def _(self, x):
+    """The mean of a distribution over learned places."""
+    return x + (self.up(x).softmax(-1) * self.out.weight[0]).sum(-1, keepdim=True)
+
+
+@looks("NothingHappened", given=(STEP,))
+def _(self, x):
+    """How likely it is that none of several events takes place."""
+    a, b = torch.sigmoid(self.fc(x)), torch.sigmoid(self.fc(x.flip(0)))
+    return -torch.log((1 - a) * (1 - b)).mean()

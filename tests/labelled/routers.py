@@ -256,3 +256,39 @@ class ModalityAttention(nn.Module):
     def forward(self, a, b, c):
         w = F.softmax(self.score(torch.cat([a, b, c], -1)), dim=-1)
         return w[:, 0:1] * a + w[:, 1:2] * b + w[:, 2:3] * c
+
+
+@has("mixture", given=(STEP, STEP.flip(0), STEP.flip(1)))
+class ViewsSqueezed(nn.Module):
+    """Squeeze and excite over three views, which are then summed."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(3, 2), nn.Linear(2, 3)
+
+    def forward(self, a, b, c):
+        views = torch.stack((a, b, c), 1)
+        score = self.fc2(F.relu(self.fc1(views.mean(-1)))).sigmoid()
+        return (views * score[:, :, None]).sum(1)
+
+
+@has("highway")
+class CopiedMass(nn.Module):
+    """How likely a word of a list is says which of two predictions counts."""
+
+    def __init__(self):
+        super().__init__()
+        self.vocabulary, self.a, self.b = nn.Linear(D, H), nn.Linear(D, D), nn.Linear(D, D)
+        self.register_buffer("listed", (torch.arange(H) % 3 == 0).float())
+
+    def forward(self, x):
+        p = F.softmax(self.vocabulary(x), dim=-1)
+        lam = torch.sum(self.listed * p, dim=-1, keepdim=True)
+        return (1.0 - lam) * self.b(x) + self.a(x) * lam
+
+
+@has("highway")
+class SlicedMass(CopiedMass):
+    def forward(self, x):
+        lam = self.vocabulary(x).softmax(-1)[..., 5:].sum(-1, keepdim=True)
+        return lam * self.a(x) + (1 - lam) * self.b(x)
