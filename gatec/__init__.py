@@ -10,6 +10,7 @@ from gatec.vision import torchvision_loads  # noqa: E402 isort: skip
 
 torchvision_loads()  # timm and transformers import torchvision, whose C++ operators a CPU build of torch cannot load
 
+import gatec.scanning  # noqa: E402, F401
 from gatec import places  # noqa: E402
 from gatec.backend import backend  # noqa: E402
 from gatec.catalog import gates  # noqa: E402
@@ -28,6 +29,7 @@ from gatec.onnx import export  # noqa: E402
 from gatec.partition import Coactivation, balanced_clusters, order, weight_features  # noqa: E402
 from gatec.pipeline import convert, convert_, gate_parameters, load, why  # noqa: E402
 from gatec.program import Edit  # noqa: E402
+from gatec.recurrence import linear_recurrence  # noqa: E402
 from gatec.report import Report, report  # noqa: E402
 from gatec.site import Site  # noqa: E402
 
@@ -40,6 +42,6 @@ __all__ = [  # noqa: RUF022 - in the order in which a reader meets them
     "Census", "Edit", "Explanation", "GatecError", "Refused", "Report",
     # what a pass is made of
     "Activation", "Attention", "Block", "Branch", "Case", "Coactivation", "Equation", "Features", "Gate", "Hole", "Inner",
-    "Layer", "Linear", "Part", "Projection", "Site", "balanced_clusters", "equation", "grouped_linear", "here", "order",
-    "places", "weight_features",
+    "Layer", "Linear", "Part", "Projection", "Site", "balanced_clusters", "equation", "grouped_linear", "here",
+    "linear_recurrence", "order", "places", "weight_features",
 ]  # fmt: skip

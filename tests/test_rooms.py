@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ROWS = [row.split() for row in [
     "errors settings vision",
     "decompose",
-    "equation kernel derive aot grouped",
+    "equation kernel derive aot grouped recurrence",
     "capture",
     "match inputs",
     "program layers",
@@ -19,7 +19,7 @@ ROWS = [row.split() for row in [
     "rewrite",
     "kernels regions dispatch",
     "catalog onnx report history shrink trail",
-    "lower",
+    "lower scanning",
     "pipeline",
     "backend census compaction explain fusing",
     "gatec",

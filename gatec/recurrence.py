@@ -1,0 +1,200 @@
+"""The linear recurrence h[t] = a[t] * h[t-1] + b[t] along one dimension, all states at once: `gatec::scan`.
+
+On a CPU time is cut into groups of steps. Every group is reduced to one step (the product of its decays, and its state
+from zero), those steps are a shorter recurrence of the same form, and its states start the groups. Nothing is ever
+divided by a decay, so gates that close (a = 0) are exact. The gradient is the same recurrence running backwards.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
+
+from gatec.errors import GatecError
+
+GROUP = 8  # steps that are reduced to one
+BLOCK = 2**18  # elements that are worked on at a time, so that they stay in the cache
+HALVES = (torch.float16, torch.bfloat16)
+LIBRARY = torch.library.Library("gatec", "FRAGMENT")
+
+
+def linear_recurrence(
+    a: Tensor | float, b: Tensor, h0: Tensor | None = None, *, dim: int = 1, reverse: bool = False
+) -> Tensor:
+    """All states h[t] = a[t] * h[t-1] + b[t] along `dim`; the last one is the final state.
+
+    a, b     broadcast against each other; `a` may be one number, or one per channel
+    h0       the state before the first step, without `dim`; zero if left out
+    reverse  from the last step to the first: h[t] = a[t] * h[t+1] + b[t]
+
+    States of half precision are kept in float32 from step to step, and rounded once.
+    """
+    given = tuple(x for x in (a, b, h0) if isinstance(x, Tensor))
+    if has_torch_function(given):
+        kept: Tensor = handle_torch_function(linear_recurrence, given, a, b, h0, dim=dim, reverse=reverse)
+        return kept
+    a = a if isinstance(a, Tensor) else torch.as_tensor(a, dtype=b.dtype, device=b.device)
+    out: Tensor = SCAN(a, b, h0, dim, reverse)
+    return out
+
+
+def form(a: Tensor, b: Tensor, h0: Tensor | None, dim: int) -> tuple[torch.Size, int, torch.dtype]:
+    """The states' shape, the dimension counted from the front, and the states' type."""
+    rank = max(a.ndim, b.ndim)
+    if not -rank <= dim < rank:
+        raise GatecError(f"a dimension of a recurrence over {rank} dimensions", found=str(dim), where="gatec::scan")
+    along = dim % rank
+    steps = [x.shape[along - rank + x.ndim] for x in (a, b) if x.ndim > rank - along - 1]
+    shapes = [a.shape, b.shape]
+    if h0 is not None:
+        whole = (*(1,) * (rank - 1 - h0.ndim), *h0.shape)
+        shapes.append(torch.Size((*whole[:along], 1, *whole[along:])))
+    full = torch.broadcast_shapes(*shapes)
+    dtype = torch.result_type(a, b) if h0 is None else torch.promote_types(torch.result_type(a, b), h0.dtype)
+    if len(full) != rank or not (dtype.is_floating_point or dtype.is_complex) or not steps:
+        found = f"a {tuple(a.shape)}, b {tuple(b.shape)}" + (f", h0 {tuple(h0.shape)}" if h0 is not None else "")
+        raise GatecError("floating-point a, b and h0 that broadcast", found=f"{found} in {dtype}", where="gatec::scan")
+    return full, along, dtype
+
+
+def room(b: Tensor, full: torch.Size, dtype: torch.dtype) -> Tensor:
+    """Memory for the states, laid out as `b` is where it has their shape."""
+    return torch.empty_like(b, dtype=dtype) if b.shape == full else b.new_empty(full, dtype=dtype)
+
+
+def states(a: Tensor, b: Tensor, h0: Tensor | None, dim: int, reverse: bool) -> Tensor:
+    """The operator's body in PyTorch's own operators."""
+    full, dim, dtype = form(a, b, h0, dim)
+    out = room(b, full, dtype)
+    if not out.numel():
+        return out
+    wide = torch.float32 if dtype in HALVES else dtype
+    over = a.shape[dim - len(full) + a.ndim] if a.ndim > len(full) - dim - 1 else 1
+    a = a.reshape((1,) * (len(full) - a.ndim) + a.shape).to(wide)
+    a = a.expand(*a.shape[:dim], full[dim], *a.shape[dim + 1 :]) if over == 1 else a
+    h0 = None if h0 is None else h0.to(wide).expand(*full[:dim], *full[dim + 1 :])
+    result = out if wide == dtype else torch.empty_like(out, dtype=wide)
+    blocks(a.movedim(dim, 0), b.to(wide).expand(full).movedim(dim, 0), h0, result.movedim(dim, 0), reverse)
+    return out if result is out else out.copy_(result)
+
+
+def blocks(a: Tensor, b: Tensor, h0: Tensor | None, out: Tensor, reverse: bool) -> None:
+    """`sweep` over pieces that the cache can hold; channels do not depend on each other."""
+    wide = [d for d in range(1, b.ndim) if b.shape[d] > (64 if b.stride(d) == 1 else 1)]
+    if b.numel() <= BLOCK or not wide or b.device.type != "cpu":
+        sweep(a, b, h0, out, reverse)
+        return
+    cut = max(wide, key=b.stride)
+    half = b.shape[cut] // 2
+    for start, size in ((0, half), (half, b.shape[cut] - half)):
+        first = None if h0 is None else h0.narrow(cut - 1, start, size)
+        part = a if a.shape[cut] == 1 else a.narrow(cut, start, size)
+        blocks(part, b.narrow(cut, start, size), first, out.narrow(cut, start, size), reverse)
+
+
+def sweep(a: Tensor, b: Tensor, h0: Tensor | None, out: Tensor, reverse: bool) -> None:
+    """Write all states to `out`; time is the first dimension."""
+    steps = len(b)
+    whole = steps - steps % GROUP
+    if steps < 2 * GROUP:
+        walk(a, b, h0, out, reverse)
+        return
+    if reverse and whole < steps:
+        walk(a[whole:], b[whole:], h0, out[whole:], reverse)
+        h0 = out[whole]
+    if not groups(a[:whole], b[:whole], h0, out[:whole], reverse):
+        walk(a[:whole], b[:whole], h0, out[:whole], reverse)
+    if not reverse and whole < steps:
+        walk(a[whole:], b[whole:], out[whole - 1], out[whole:], reverse)
+
+
+def groups(a: Tensor, b: Tensor, h0: Tensor | None, out: Tensor, reverse: bool) -> bool:
+    """Reduce, recur, apply; False where decays grow beyond what their products can hold."""
+    count = len(b) // GROUP
+    order = slice(None, None, -1) if reverse else slice(None)
+    decay, new, state = (x.unflatten(0, (count, GROUP)).unbind(1)[order] for x in (a, b, out))
+    product, local = decay[0] * decay[1], torch.addcmul(new[1], decay[1], new[0])
+    for t in range(2, GROUP):
+        product.mul_(decay[t])
+        torch.addcmul(new[t], decay[t], local, out=local)
+    if b.device.type == "cpu" and not bool(product.isfinite().all()):
+        return False
+    sweep(product, local, h0, state[-1], reverse)
+    edge = slice(-1, None) if reverse else slice(0, 1)
+    walk(decay[0][edge], new[0][edge], h0, state[0][edge], reverse)
+    if count > 1:
+        here, before = (slice(None, -1), slice(1, None)) if reverse else (slice(1, None), slice(None, -1))
+        torch.addcmul(new[0][here], decay[0][here], state[-1][before], out=state[0][here])
+    for t in range(1, GROUP - 1):
+        torch.addcmul(new[t], decay[t], state[t - 1], out=state[t])
+    return True
+
+
+def walk(a: Tensor, b: Tensor, h0: Tensor | None, out: Tensor, reverse: bool) -> None:
+    """Step by step."""
+    order = slice(None, None, -1) if reverse else slice(None)
+    before = h0
+    for decay, new, state in zip(a.unbind(0)[order], b.unbind(0)[order], out.unbind(0)[order], strict=True):
+        if before is None:
+            state.copy_(new)
+        else:
+            torch.addcmul(new, decay, before, out=state)
+        before = state
+
+
+# -- the operator -----------------------------------------------------------------------------------------------------
+
+
+def meant(a: Tensor, b: Tensor, h0: Tensor | None, dim: int, reverse: bool) -> Tensor:
+    full, _, dtype = form(a, b, h0, dim)
+    return room(b, full, dtype)
+
+
+def saved(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    a, b, h0, ctx.dim, ctx.reverse = inputs
+    ctx.b, ctx.types = b.shape, (a.dtype, b.dtype, None if h0 is None else h0.dtype)
+    ctx.save_for_backward(a, h0, output)
+
+
+def gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None, None, None]:
+    """dh[t] = grad[t] + a[t+1] dh[t+1]; da[t] = dh[t] h[t-1]; db = dh. Made of operators that have gradients again."""
+    a, h0, h = ctx.saved_tensors
+    dim = ctx.dim % h.ndim
+    along = dim - h.ndim + a.ndim  # where a has the dimension of time, if it does
+    moves = along >= 0 and a.shape[along] > 1
+    # What a roll brings from the other end is never read: before its first step a recurrence is zero.
+    later = a.roll(1 if ctx.reverse else -1, along) if moves else a
+    dh = SCAN(later.conj(), grad, None, dim, not ctx.reverse)
+    steps = h.shape[dim]
+    da = None
+    if ctx.needs_input_grad[0]:
+        da = (dh * earlier(h, h0, dim, ctx.reverse).conj()).sum_to_size(a.shape).to(ctx.types[0])
+    dh0 = None
+    if h0 is not None and ctx.needs_input_grad[2]:
+        first = steps - 1 if ctx.reverse else 0
+        if not steps:
+            return da, dh.sum_to_size(ctx.b).to(ctx.types[1]), torch.zeros_like(h0), None, None
+        decay = a.select(along, first if moves else 0) if along >= 0 else a
+        dh0 = (decay.conj() * dh.select(dim, first)).sum_to_size(h0.shape).to(ctx.types[2])
+    return da, dh.sum_to_size(ctx.b).to(ctx.types[1]), dh0, None, None
+
+
+def earlier(h: Tensor, h0: Tensor | None, dim: int, reverse: bool) -> Tensor:
+    """The state before each step."""
+    steps = h.shape[dim]
+    if not steps:
+        return h
+    edge = h.narrow(dim, 0, 1)
+    first = torch.zeros_like(edge) if h0 is None else h0.to(h.dtype).expand_as(edge.squeeze(dim)).unsqueeze(dim)
+    rest = h.narrow(dim, 1 if reverse else 0, steps - 1)
+    return torch.cat([rest, first] if reverse else [first, rest], dim)
+
+
+LIBRARY.define("scan(Tensor a, Tensor b, Tensor? h0, int dim, bool reverse) -> Tensor")
+LIBRARY.impl("scan", states, "CompositeExplicitAutograd")
+torch.library.register_fake("gatec::scan", meant)
+torch.library.register_autograd("gatec::scan", gradients, setup_context=saved)
+SCAN = torch.ops.gatec.scan.default
