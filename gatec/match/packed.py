@@ -70,6 +70,8 @@ def einsum(table: Table, args: list[Any], kwargs: dict[str, Any], shape: Shape) 
     names = inputs.split(",")
     if len(operands) != 2 or len(names) != 2 or not output:
         return None
+    if output in names and "." not in output:
+        return _by_names(table, operands, names, output, shape)
     for (x, w), (nx, nw) in ((operands, names), (operands[::-1], names[::-1])):
         shared = nx[-1:]
         if len(nw) == 2 and shared in nw and nx.count(shared) == 1 and isinstance(w, Term):
@@ -79,6 +81,17 @@ def einsum(table: Table, args: list[Any], kwargs: dict[str, Any], shape: Shape) 
                 if found is not None:
                     return found
     return None
+
+
+def _by_names(table: Table, operands: list[Any], names: list[str], output: str, shape: Shape) -> Term | None:
+    """`bf,bfd->bfd`: a product whose factors are repeated along the dimensions that they do not name."""
+    if shape is None or len(set(output)) < len(output) or not all(isinstance(x, Term) for x in operands):
+        return None
+    sizes = [tuple(s if c in n else 1 for c, s in zip(output, shape, strict=True)) for n in names]
+    if any([c for c in output if c in n] != list(n) for n in names):
+        return None
+    a, b = (exposed(table, x, seen) for x, seen in zip(operands, sizes, strict=True))
+    return mul(table, a, b, shape)
 
 
 # -- views ----------------------------------------------------------------------------------------------------------

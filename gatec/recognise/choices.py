@@ -68,7 +68,7 @@ def _router(weights: Term, found: list[tuple[Term, Signal]]) -> Hit | None:
     term, gate = products[-1]
     values = tuple(f for t, g in products for f in t.args if f is not g.factor and not fixed(f))
     members = [m for v in values for m in _members(v)]
-    mixture = fixed(weights) or (not gate.chosen and any(reaches(weights, m) for m in members))
+    mixture = fixed(weights, looked_up=True) or (not gate.chosen and any(reaches(weights, m) for m in members))
     return Hit(
         "mixture" if mixture else "router", weights.op, term, (gate.factor,), values, tuple(t for t, _ in products)
     )

@@ -84,11 +84,20 @@ def parameter(term: Term) -> bool:
     return term.op == "param" and not isinstance(term.data, Buffer)
 
 
-def fixed(term: Term, most: int = 48) -> bool:
-    """Whether a value is the same for every input: made of parameters, buffers and numbers alone."""
+def fixed(term: Term, most: int = 48, looked_up: bool = False) -> bool:
+    """Whether a value is the same for every input: made of parameters, buffers and numbers alone.
+
+    `looked_up`: or of rows of a learned table, whichever an input asks for.
+    """
     inside = list(below((term,), most))
     leaves = [t for t in inside if not t.args or layered(t)]
-    return bool(leaves) and len(inside) < most and all(t.op in ("param", "embedding") or t.op in FIXED for t in leaves)
+    return bool(leaves) and len(inside) < most and all(_constant(t, looked_up) for t in leaves)
+
+
+def _constant(leaf: Term, looked_up: bool) -> bool:
+    if layered(leaf):
+        return (looked_up and leaf.op == "embedding") or (bool(leaf.args) and all(fixed(a) for a in leaf.args))
+    return leaf.op == "param" or leaf.op in FIXED
 
 
 def learned(term: Term, most: int = 64) -> bool:

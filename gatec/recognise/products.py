@@ -18,6 +18,7 @@ from gatec.recognise.look import (
     fixed,
     layer_of,
     layered,
+    learned,
     mixes_positions,
     norm,
     parameter,
@@ -37,19 +38,23 @@ NOTHING = {"log", "log_softmax", "logsigmoid"}  # entropies and losses
 
 @dataclass
 class Product:
-    """A product taken apart: the signal, what it acts on, and the inner product that was found before."""
+    """A product taken apart: the signal, what it acts on, the inner product that was found before, signals found already."""
 
     scene: Scene
     term: Term
+    found: tuple[Term, ...] = ()
 
     @cached_property
     def factors(self) -> tuple[Term, ...]:
         """Without the factors of an inner find, which stands for them; without what only scales."""
         inner = max(self._inner(), key=lambda h: len(h.term.args), default=None)
         rest = list(self.term.args) if inner is None else without(self.term.args, inner.term.args) or []
+        rest = [f for f in rest if f not in self.found]
         kept = [
             f for f in rest if signal(f) is not None or not (peeled(f).op in OVER or fixed(f) or self._statistic(f))
         ]
+        if inner is None and len(kept) == 1 and self.broadcast(kept[0]):
+            kept += [f for f in rest if f not in kept and learned(f)]  # learned tokens, gated
         return (*([inner.term] if inner is not None else []), *kept)
 
     def _inner(self) -> list[Hit]:
@@ -104,7 +109,7 @@ def nothing(p: Product) -> bool:
     """Attention weights, expected values, entropies; numbers alone."""
     g = p.gate
     assert g is not None
-    if any(peeled(v).op in NOTHING for v in p.term.args) or all(_plain(v) for v in p.values):
+    if any(peeled(v).op in NOTHING for v in p.term.args) or all(_plain(v, g) for v in p.values):
         return True
     if all(map(_chance, p.factors)) and any(complement(peeled(f)) for f in p.factors):
         return True  # (1 - a) (1 - b): how likely it is that none of them stops
@@ -120,8 +125,10 @@ def _chance(t: Term) -> bool:
     return t.op in ("sigmoid", "softmax") or (less is not None and all(map(_chance, less)))
 
 
-def _plain(value: Term) -> bool:
-    return fixed(value) or peeled(value).op in FIXED
+def _plain(value: Term, gate: Signal) -> bool:
+    """Numbers; and learned ones, where they are weighed rather than gated by what an input says."""
+    numbers = gate.fixed or gate.core.op == "softmax" or not learned(value)
+    return (fixed(value) and numbers) or peeled(value).op in FIXED
 
 
 def confident(p: Product) -> bool:
@@ -282,15 +289,28 @@ PLAIN: tuple[tuple[str, Callable[[Product], bool]], ...] = (
 )
 
 
+NARROW = {"channel", "spatial", "feature", "scalar"}
+
+
 def _weight(f: Term) -> tuple[bool, bool]:
     """Of two factors without a signal the one gates that is one plus something, or that sees other positions."""
     made = layer_of(f)
     return _one_plus(f), made is not None and (mixes_positions(made) or _sees(f))
 
 
-def product(scene: Scene, term: Term) -> Hit | None:
-    """The gate that one product is, or None."""
-    p = Product(scene, term)
+def product(scene: Scene, term: Term) -> list[Hit]:
+    """The gate that one product is; several, where more than one signal is repeated along some dimensions."""
+    found = [hit for hit in [_gate(Product(scene, term))] if hit is not None]
+    while found and found[-1].kind in NARROW:
+        hit = _gate(Product(scene, term, tuple(g for h in found for g in h.gates)))
+        if hit is None or hit.kind not in NARROW:
+            break
+        found.append(hit)
+    return found
+
+
+def _gate(p: Product) -> Hit | None:
+    scene, term = p.scene, p.term
     if all(term.args.count(f) % 2 == 0 for f in term.args):
         return None  # a square
     gate = p.gate

@@ -28,8 +28,7 @@ def finds(canon: Canon) -> list[Find]:
 def products(scene: Scene) -> None:
     for term in [t for t in scene.having("mul") if len(t.args) > 1 and t not in scene.used]:
         open_yet = term not in scene.used and scene.maximal(term) and not scene.folded(term)
-        hit = product(scene, term) if open_yet else None
-        if hit is not None:
+        for hit in product(scene, term) if open_yet else []:
             scene.take(hit)
 
 

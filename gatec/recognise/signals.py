@@ -43,7 +43,7 @@ class Signal:
 
     @property
     def fixed(self) -> bool:
-        return fixed(self.factor)
+        return fixed(self.factor, looked_up=True)
 
     @property
     def key(self) -> object:
@@ -107,11 +107,20 @@ def core(factor: Term, depth: int = 12) -> tuple[Term, bool]:
     chosen = factor.op in CHOICES or factor.op.startswith("call:scatter")
     if not chosen and factor.op not in ("mul", "sum", "eq"):
         return factor, False
+    if factor.op == "amax" and (alike := _alike(peeled(factor.args[0]), depth - 1)) is not None:
+        return alike, False
     for a in factor.args:
         found, inner = core(a, depth - 1)
         if found.op in ACTIVATIONS and (chosen or inner or _only_weighed(factor, a)):
             return found, chosen or inner
     return (core(factor.args[0], depth - 1)[0], True) if chosen else (factor, False)
+
+
+def _alike(bundle: Term, depth: int) -> Term | None:
+    """The activation of several signals side by side, the largest of which is one as they are."""
+    cores = [core(a, depth)[0] for a in bundle.args] if bundle.op in ("call:cat", "call:stack") else []
+    alike = len({c.op for c in cores}) == 1 and cores[0].op in ACTIVATIONS
+    return cores[0] if alike else None
 
 
 def _only_weighed(product: Term, inner: Term) -> bool:

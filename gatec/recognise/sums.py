@@ -143,16 +143,31 @@ def _affine(f: Term) -> bool:
 def scaled_branch(s: Sum) -> Hit | None:
     """x + scale * branch with a learned scale, or with one that a layer makes of a condition."""
     for p in s.products:
-        scales = tuple(f for f in p.args if fixed(f) and any(map(parameter, below((f,), 16))))
-        branch = tuple(f for f in p.args if f not in scales)
+        scales = tuple(f for f in p.args if _scale(f))
+        branch = tuple(f for f in p.args if f not in scales and not (scales and _number(f)))
         if not s.beside(p) or s.term.data or len(branch) != 1 or norm(peeled(branch[0])) or raw(branch[0]):
             continue
+        if any(reaches(peeled(o), p) for o in s.beside(p)):
+            continue  # what is gated is the stream itself
         bounded = next((g for f in scales if (g := signal(f)) is not None and g.bounded), None)
         stream = any(reaches(branch[0], peeled(o)) for o in s.beside(p) if not fixed(o))
         if scales and (stream or bounded is not None):
             name = bounded.name if bounded is not None else "learned"
             return Hit("residual-scale", name if name != "recip" else "learned", s.term, scales, branch, (p,))
     return _conditioned_branch(s)
+
+
+def _scale(f: Term) -> bool:
+    """Learned numbers, or a gate made of those that an input asks for."""
+    if fixed(f):
+        return any(map(parameter, below((f,), 16)))
+    gate = signal(f)
+    return gate is not None and gate.bounded and gate.fixed
+
+
+def _number(f: Term) -> bool:
+    """One number that the caller gives."""
+    return raw(f) and f.shape in ((), (1,))
 
 
 def _conditioned_branch(s: Sum) -> Hit | None:

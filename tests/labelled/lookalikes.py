@@ -396,6 +396,33 @@ def _(self, ids):
     return F.embedding(ids, self.fc.weight) * math.sqrt(D)
 
 
+@looks("PlacedEmbedding", given=(IDS,))
+def _(self, ids):
+    places = F.embedding(torch.arange(ids.shape[1]), self.up.weight)
+    return self.fc(F.embedding(ids, self.fc.weight) * math.sqrt(D) + places * 0.5)
+
+
+@looks("ScaledActivation")
+def _(self, x):
+    return self.weight * torch.tanh(self.fc(x)) + self.bias
+
+
+@looks("AdditiveScores", given=(TOKENS, STATE))
+def _(self, keys, query):
+    scores = (torch.tanh(self.fc(keys) + self.fc(query)[:, None]) * self.weight).sum(-1)
+    return scores.softmax(-1)
+
+
+@looks("ExpectedEmbedding")
+def _(self, x):
+    return (self.up(x).softmax(-1).unsqueeze(-1) * self.up.weight).sum(-2)
+
+
+@looks("EinsumScale")
+def _(self, x):
+    return torch.einsum("btd,d->btd", self.fc(x), self.weight)
+
+
 @looks("Temperature")
 def _(self, x):
     return self.fc(x) / self.temperature

@@ -3,7 +3,7 @@
 import math
 
 import torch
-from snippets import COND, IMAGE, SERIES, STATE, STEP, TOKENS, D, H, has
+from snippets import COND, IDS, IMAGE, SERIES, STATE, STEP, TOKENS, D, H, has
 from torch import nn
 from torch.nn import functional as F
 
@@ -200,6 +200,43 @@ class FrameGate(nn.Module):
         return x * self.conv(x).sigmoid()
 
 
+@has("channel", "spatial", given=(IMAGE,))
+class BothAtOnce(nn.Module):
+    """scSE's two gates multiplied in one line."""
+
+    def __init__(self):
+        super().__init__()
+        self.down, self.up, self.squeeze = nn.Conv2d(D, 4, 1), nn.Conv2d(4, D, 1), nn.Conv2d(D, 1, 1)
+
+    def forward(self, x):
+        c = self.up(F.relu(self.down(x.mean((2, 3), keepdim=True)))).sigmoid()
+        return self.squeeze(x).sigmoid() * (c * x)
+
+
+@has("spatial", given=(IMAGE,))
+class LargestMap(nn.Module):
+    """The largest of a few maps."""
+
+    def __init__(self):
+        super().__init__()
+        self.maps = nn.ModuleList(nn.Conv2d(D, 1, 1) for _ in range(3))
+
+    def forward(self, x):
+        seen = torch.stack([torch.sigmoid(m(x)) for m in self.maps])
+        return torch.amax(seen, dim=0) * x
+
+
+@has("channel", given=(IMAGE,))
+class NamedDimensions(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(D, 4), nn.Linear(4, D)
+
+    def forward(self, x):
+        gate = torch.sigmoid(self.fc2(F.relu(self.fc1(torch.einsum("nchw->nc", x) / 16))))
+        return torch.einsum("nchw,nc->nchw", x, gate)
+
+
 # -- learned numbers --------------------------------------------------------------------------------------------------
 
 
@@ -369,6 +406,80 @@ class TanhScalar(nn.Module):
         return self.fc(x) * self.alpha.tanh()
 
 
+@has("residual-scale", given=(TOKENS, torch.tensor(0.3)))
+class Scheduled(nn.Module):
+    """A learned number times one that the caller sets at each step."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc, self.gamma = nn.Linear(D, D), nn.Parameter(torch.zeros(()))
+
+    def forward(self, x, strength):
+        return x + self.fc(x) * (strength * self.gamma.tanh())
+
+
+@has("residual-scale", given=(TOKENS, torch.tensor(2)))
+class TaskAdapter(nn.Module):
+    """A gate per task on an adapter's branch."""
+
+    def __init__(self):
+        super().__init__()
+        self.down, self.up, self.scores = nn.Linear(D, 4), nn.Linear(4, D), nn.Embedding(3, D)
+
+    def forward(self, x, task):
+        return self.up(F.relu(self.down(x))) * self.scores(task).sigmoid() + x
+
+
+@has("residual-scale", given=(IDS,))
+class FirstLayer(nn.Module):
+    """The stream is still the embedding."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.fc, self.alpha = nn.Embedding(20, D), nn.Linear(D, D), nn.Parameter(torch.zeros(1))
+
+    def forward(self, ids):
+        h = self.embed(ids)
+        return h + self.alpha * F.gelu(self.fc(h))
+
+
+@has("feature", given=(IMAGE,))
+class GatedStream(nn.Module):
+    """A mask of channels, then a residual block: the mask is on the stream."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.next, self.g = nn.Conv2d(D, D, 1), nn.Conv2d(D, D, 3, padding=1), nn.Parameter(torch.zeros(D))
+
+    def forward(self, x):
+        h = F.relu(self.conv(x)) * self.g.sigmoid()[:, None, None]
+        return h + self.next(h)
+
+
+@has("feature", given=(STEP,))
+class Indicator(nn.Module):
+    """A mask made of a learned vector alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc, self.mask, self.task = nn.Linear(D, H), nn.Linear(4, H), nn.Parameter(torch.ones(4))
+
+    def forward(self, x):
+        return torch.sigmoid(self.mask(F.relu(self.task))) * self.fc(x)
+
+
+@has("feature", given=(IDS,))
+class GatedVocabulary(nn.Module):
+    """A number for every word, on its embedding."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.score = nn.Embedding(20, D), nn.Parameter(torch.zeros(20, 1))
+
+    def forward(self, ids):
+        return F.embedding(ids, self.score).sigmoid() * self.table(ids)
+
+
 # -- modulation -------------------------------------------------------------------------------------------------------
 
 
@@ -479,6 +590,29 @@ class Recalibrated(nn.Module):
     def forward(self, x):
         z = F.relu(self.down(x))
         return x + (self.ub(z) + (1 + self.uw(z)) * self.mlp(self.norm(x)))
+
+
+@has("modulation", given=(IDS, COND))
+class EmbeddedFiLM(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.film = nn.Embedding(20, D), nn.Linear(D, 2 * D)
+
+    def forward(self, ids, speaker):
+        scale, shift = self.film(speaker)[:, None].split(D, dim=-1)
+        return self.embed(ids) * scale + shift
+
+
+@has("modulation", given=(COND,))
+class GatedPrompt(nn.Module):
+    """Learned tokens, gated by a condition."""
+
+    def __init__(self):
+        super().__init__()
+        self.prompt, self.gate = nn.Parameter(torch.randn(5, D)), nn.Linear(D, D)
+
+    def forward(self, c):
+        return self.prompt.unsqueeze(0) * self.gate(c).sigmoid().unsqueeze(1)
 
 
 # -- attention outputs ------------------------------------------------------------------------------------------------
