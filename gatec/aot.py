@@ -91,15 +91,17 @@ def compiled(module: ModuleType, operands: Sequence[Tensor], target: str) -> lis
         return binary
 
     driver = triton.runtime.driver
-    before = driver._active
+    before, hip = driver._active, torch.version.hip
     driver.set_active(Absent(1000 + list(known).index(target), known[target]))
     JITFunction.run = compile_only
+    torch.version.hip = target if known[target].backend == "hip" else None  # launchers ask how many threads there are
     try:
         out = module.forward(*operands)
         module.backward(out, *operands)
     finally:
         JITFunction.run = run
         driver.set_active(before)
+        torch.version.hip = hip
     return found
 
 

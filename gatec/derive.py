@@ -1,8 +1,11 @@
-"""derive(): a pointwise function becomes two flat aten graphs, its value and its gradients.
+"""derive(): a function of one tile or of rows becomes two flat aten graphs, its value and its gradients.
 
 Both are traced as if every float operand were float32 (float64 if one is). A kernel computes in
 that type, so a cast to an operand's own type disappears, and a cast to a type which the author
 wrote out stays and rounds. Traced operands all have one shape; the launcher reduces gradients.
+
+`rows=True` allows reductions over the last dimension (norms, softmax, statistics): an operand whose last
+dimension has size one keeps it, and the graphs are in row form.
 """
 
 import inspect
@@ -14,27 +17,33 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from gatec import reductions as _reductions  # noqa: F401 - adds its formulas to the table
 from gatec.decompose import DECOMPOSITIONS
 from gatec.errors import GatecError
+from gatec.rowform import BroadcastWeights, row_form
 
 # Names which generated kernels use for themselves.
 RESERVED = {
     "tl", "triton", "torch", "functools", "math", "float", "len", "range", "any",
     "row", "col", "rows", "across", "shape", "ROWS", "COLS", "read", "write", "place",
     "out", "grad", "grads", "needs", "expect", "broadcast", "launch", "merged", "align", "room",
-    "reduced",
+    "reduced", "inside", "step", "steps", "tile", "kept", "settled", "COLUMNS", "warps",
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Derived:
-    """`forward(*operands)` and `backward(grad, *operands)`, with the dtypes that a caller sees."""
+    """`forward(*operands)` and `backward(grad, *operands)`, with the dtypes that a caller sees.
+
+    `columns` is the length of a row where the graphs are in row form: it stands in them as a number.
+    """
 
     forward: fx.Graph
     backward: fx.Graph
+    columns: int | None = None
 
 
-def derive(fn: Callable[..., Tensor], examples: Sequence[Tensor]) -> Derived:
+def derive(fn: Callable[..., Tensor], examples: Sequence[Tensor], *, rows: bool = False) -> Derived:
     operands = [torch.empty(x.shape, dtype=x.dtype, device="meta") for x in examples]
     out = fn(*operands)
     shape = torch.broadcast_shapes(*(x.shape for x in operands))
@@ -43,7 +52,7 @@ def derive(fn: Callable[..., Tensor], examples: Sequence[Tensor]) -> Derived:
         raise GatecError(f"a pointwise function of operands that broadcast to {tuple(shape)}", found=found)
 
     names = operand_names(fn, len(operands))
-    full = [torch.empty(shape, dtype=widened(x, operands), device="meta") for x in operands]
+    full = [torch.empty(across(x, shape, rows), dtype=widened(x, operands), device="meta") for x in operands]
     floats = [i for i, x in enumerate(operands) if x.is_floating_point()]
 
     def gradients(grad: Tensor, *xs: Tensor) -> list[Tensor]:
@@ -57,13 +66,23 @@ def derive(fn: Callable[..., Tensor], examples: Sequence[Tensor]) -> Derived:
         return list(pull(grad))
 
     differentiable = out.is_floating_point() and bool(floats)
-    forward = flat_graph(fn, full)
-    backward = flat_graph(gradients if differentiable else lambda *_: [], [fn(*full), *full])
+    with BroadcastWeights():
+        forward = flat_graph(fn, full)
+        backward = flat_graph(gradients if differentiable else lambda *_: [], [fn(*full), *full])
+    if rows:
+        row_form(forward, shape)
+        row_form(backward, shape)
     grads = [x if differentiable and i in floats else None for i, x in enumerate(operands)]
     return Derived(
         as_seen(forward, names, operands, [out]),
         as_seen(backward, ["grad", *names], [out, *operands], grads),
+        shape[-1] if rows else None,
     )
+
+
+def across(x: Tensor, shape: torch.Size, rows: bool) -> torch.Size:
+    """The shape of an operand in the trace: that of the whole, but a value per row stays one."""
+    return torch.Size((*shape[:-1], 1)) if rows and shape and x.shape[-1:] in ((), (1,)) else shape
 
 
 def widened(x: Tensor, operands: Sequence[Tensor]) -> torch.dtype:
@@ -117,7 +136,7 @@ def operand_names(fn: Callable[..., Tensor], count: int) -> list[str]:
 
 
 def taken(name: str) -> bool:
-    return name in RESERVED or keyword.iskeyword(name) or name.endswith(("_grad", "_at", "_of"))
+    return name in RESERVED or keyword.iskeyword(name) or name.endswith(("_grad", "_at", "_of", "_ptr", "_sum"))
 
 
 def as_seen(

@@ -13,11 +13,11 @@ from torch._guards import tracing
 
 from gatec.capture import Call
 from gatec.capture.structure import flatten
-from gatec.derive import Derived, derive
+from gatec.derive import Derived, across, derive
 from gatec.dispatch import choice
 from gatec.errors import GatecError, Refused
 from gatec.kernel import Kernel
-from gatec.kernels.pointwise import render
+from gatec.kernels import pointwise, rowwise
 from gatec.onnx import register_decomposition
 from gatec.regions import Region, regions
 from gatec.rewrite import children_of, copied
@@ -116,8 +116,9 @@ def kernel_for(region: Region) -> tuple[Kernel, Derived]:
     if key not in _KERNELS:
         with aside():
             _same_types(region)
-            derived = derive(region.function(), region.examples)
+            derived = derive(region.function(), region.examples, rows=region.rows)
         origin = f"{region.find.site or 'the model'} ({region.find.where})" if region.find.where else region.name
+        render = rowwise.render if region.rows else pointwise.render
         _KERNELS[key] = render(region.name, origin, derived.forward, derived.backward), derived
     return _KERNELS[key]
 
@@ -153,7 +154,7 @@ def op_for(kernel: Kernel, derived: Derived, region: Region) -> Any:
     operands = ", ".join(f"Tensor {n}" for n in names)
     LIBRARY.define(f"{name}({operands}) -> Tensor")
     LIBRARY.define(f"{name}_backward(Tensor grad, {operands}) -> Tensor[]")
-    pull = _pull(derived)
+    pull = _pull(eager, derived)
     for suffix, body, launch, lay in (
         ("", eager, kernel.forward, _laid_out),
         ("_backward", pull, _gradients(kernel), _laid_like),
@@ -209,18 +210,27 @@ def _backward(back: Any) -> Callable[..., tuple[Tensor | None, ...]]:
     return pull
 
 
-def _pull(derived: Derived) -> Callable[..., list[Tensor]]:
+def _pull(eager: Callable[..., Tensor], derived: Derived) -> Callable[..., list[Tensor]]:
     """The vjp as an eager function: in float32 or wider, summed to each operand's shape, rounded once."""
-    run = fx.GraphModule(nn.Module(), _anywhere(derived.backward))
+    runs = {derived.columns: _runs(derived)}
 
     def pull(grad: Tensor, *xs: Tensor) -> list[Tensor]:
         wide = [x.float() if x.dtype in (torch.float16, torch.bfloat16) else x for x in (grad, *xs)]
         full = torch.broadcast_shapes(*(x.shape for x in xs))
-        found = [g for g in run(*(w.expand(full) for w in wide)) if g is not None]
+        columns = None if derived.columns is None else full[-1]
+        if columns not in runs:  # the length of a row is a number in its graph
+            runs[columns] = _runs(derive(eager, xs, rows=True))
+        found = runs[columns](*(w.expand(across(w, full, columns is not None)) for w in wide))
         floats = [x for x in xs if x.is_floating_point()]
-        return [g.sum_to_size(x.shape).to(x.dtype) for g, x in zip(found, floats, strict=True)]
+        grads = (g for g in found if g is not None)
+        return [g.sum_to_size(x.shape).to(x.dtype) for g, x in zip(grads, floats, strict=True)]
 
     return pull
+
+
+def _runs(derived: Derived) -> Callable[..., Any]:
+    run: Callable[..., Any] = fx.GraphModule(nn.Module(), _anywhere(derived.backward)).forward
+    return run
 
 
 def _anywhere(traced: fx.Graph) -> fx.Graph:

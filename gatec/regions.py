@@ -14,11 +14,12 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from gatec.capture.guards import hold, writes
-from gatec.equation import ACTIVATIONS, Activation
+from gatec.equation import ACTIVATIONS
 from gatec.match import Canon
 from gatec.match.spelling import overwrites
 from gatec.match.terms import storage
 from gatec.recognise import Find, finds
+from gatec.rowform import LONGEST
 from gatec.tidy import inline
 
 POINTWISE = {
@@ -29,6 +30,8 @@ POINTWISE = {
     "relu6", "hardtanh", "positive", "logical_and", "logical_or", "logical_not",
 }  # fmt: skip
 HELPERS = {"dtype", "device"}
+REDUCING = {"mean", "sum", "amax", "amin", "var", "std"}
+ROWWISE = {"rms_norm", "layer_norm", "softmax", "log_softmax", "normalize"}
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,11 @@ class Region:
     @property
     def output(self) -> fx.Node:
         return self.nodes[-1]
+
+    @property
+    def rows(self) -> bool:
+        """Whether it looks at whole rows: a norm, a softmax, a statistic over the last dimension."""
+        return any(map(rowwise, self.nodes))
 
     @property
     def examples(self) -> list[Tensor]:
@@ -86,10 +94,10 @@ class Region:
 
 
 def regions(module: nn.Module, graph: fx.Graph, graph_of: Callable[[str], fx.Graph | None]) -> list[Region]:
-    """The regions of one unit's graph. Activations that are modules are first written as functions."""
+    """The regions of one unit's graph. Modules that a region may hold are first written as functions."""
     canon = Canon(graph_of, module.get_submodule)
     canon.run("", graph)
-    if _spell_activations(module, graph, canon):
+    if _spelled(module, graph, canon):
         canon = Canon(graph_of, module.get_submodule)
         canon.run("", graph)
     return grown((f for f in finds(canon) if f.site == ""), graph, module)
@@ -108,16 +116,20 @@ def grown(found: Iterable[Find], graph: fx.Graph, module: nn.Module) -> list[Reg
     return regions
 
 
-def _spell_activations(module: nn.Module, graph: fx.Graph, canon: Canon) -> bool:
-    """Whether there were any."""
+def _spelled(module: nn.Module, graph: fx.Graph, canon: Canon) -> bool:
+    """Write modules that a region may hold as functions: activations, norms, softmax; whether there were any."""
     changed = False
     for node in [n for n in graph.nodes if n.op == "call_module"]:
         term, path = canon.terms["", node], str(node.target)
-        child = canon.graph_of(path)
-        if child is not None and term.op in ACTIVATIONS and sum(n.target == path for n in graph.nodes) == 1:
+        child, layer = canon.graph_of(path), module.get_submodule(path)
+        if child is not None and (term.op in ACTIVATIONS or _small(child)):
+            if sum(n.target == path for n in graph.nodes) > 1:
+                continue
             inline(graph, path, child)
-        elif type(module.get_submodule(path)).__module__ == "torch.nn.modules.activation" and term.op in FUNCTIONS:
-            _as_function(graph, node, Activation(term.op, term.data))
+        elif type(layer).__module__ == "torch.nn.modules.activation" and term.op in FUNCTIONS:
+            _as_function(graph, node, FUNCTIONS[term.op], (), FORMS.get(term.op, {}))
+        elif type(layer) in LAYERS:
+            _as_function(graph, node, *_layer(graph, node, path, layer))
         else:
             continue
         changed = True
@@ -128,12 +140,35 @@ FUNCTIONS: dict[str, Any] = {
     "relu": F.relu, "silu": F.silu, "gelu": F.gelu, "sigmoid": torch.sigmoid, "tanh": torch.tanh, "mish": F.mish,
     "hardswish": F.hardswish, "hardsigmoid": F.hardsigmoid, "gelu_tanh": F.gelu,
 }  # fmt: skip
+FORMS: dict[str, dict[str, Any]] = {"gelu_tanh": {"approximate": "tanh"}}
+LAYERS = {nn.LayerNorm: F.layer_norm, nn.RMSNorm: F.rms_norm, nn.Softmax: F.softmax}
 
 
-def _as_function(graph: fx.Graph, node: fx.Node, act: Activation) -> None:
+def _small(graph: fx.Graph) -> bool:
+    """Whether a child does nothing but what a region can hold: a norm that somebody wrote."""
+    work = [n for n in graph.nodes if n.op not in ("placeholder", "get_attr", "output")]
+    held = all(pointwise(n) or rowwise(n) or _helper(n) or n.target is hold for n in work)
+    return held and any(map(rowwise, work))
+
+
+def _layer(graph: fx.Graph, node: fx.Node, path: str, layer: nn.Module) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+    """The function of one of torch's layers, with its parameters read in front of the call."""
+    if isinstance(layer, nn.Softmax):
+        return F.softmax, (), {"dim": layer.dim}
+    sizes: Any = layer.normalized_shape
+    options: dict[str, Any] = {"eps": layer.eps}
     with graph.inserting_before(node):
-        kwargs: dict[str, Any] = {"approximate": "tanh"} if act.name == "gelu_tanh" else {}
-        new = graph.call_function(FUNCTIONS[act.name], (node.args[0],), kwargs)
+        for name in ("weight", "bias"):
+            value = getattr(layer, name, None)
+            if value is not None:
+                options[name] = graph.get_attr(f"{path}.{name}")
+                options[name].meta["val"] = value
+    return LAYERS[type(layer)], (tuple(sizes),), options
+
+
+def _as_function(graph: fx.Graph, node: fx.Node, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    with graph.inserting_before(node):
+        new = graph.call_function(function, (node.args[0], *args), kwargs)
     new.meta = dict(node.meta)
     node.replace_all_uses_with(new)
     graph.erase_node(node)
@@ -205,7 +240,7 @@ def _grow(find: Find, surroundings: Surroundings) -> Region | None:
     while asked:
         node = max(asked, key=place.__getitem__)
         asked.remove(node)
-        joins = all(u in inside for u in node.users) and (pointwise(node) or _helper(node))
+        joins = all(u in inside for u in node.users) and (pointwise(node) or rowwise(node) or _helper(node))
         if joins and surroundings.waits(node, end):
             inside.add(node)
             asked.update(node.all_input_nodes)
@@ -224,6 +259,32 @@ def pointwise(node: fx.Node) -> bool:
         return False
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     return name.strip("_") in POINTWISE and not any(isinstance(a, (tuple, list)) for a in node.args)
+
+
+def rowwise(node: fx.Node) -> bool:
+    """Whether a node computes rows from rows, or one number for each of them, and keeps it as a dimension."""
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    if node.op not in ("call_function", "call_method") or name not in REDUCING | ROWWISE or not node.all_input_nodes:
+        return False
+    before, after = node.all_input_nodes[0].meta.get("val"), node.meta.get("val")
+    if not (isinstance(before, Tensor) and isinstance(after, Tensor)) or before.dim() < 2:
+        return False
+    row = before.shape[-1]
+    if type(row) is not int or not 1 < row <= LONGEST:
+        return False
+    if name in REDUCING:
+        return after.shape == (*before.shape[:-1], 1)
+    return _over_the_row(name, node, before.dim())
+
+
+def _over_the_row(name: str, node: fx.Node, rank: int) -> bool:
+    first, options = (node.args[1:2] or (None,))[0], node.kwargs
+    if name.endswith("_norm"):
+        sizes = options.get("normalized_shape", first)
+        return isinstance(sizes, (tuple, list)) and len(sizes) == 1 and type(sizes[0]) is int
+    given = options.get("dim", node.args[2] if name == "normalize" and len(node.args) > 2 else first)
+    plain = options.get("p", 2) == 2 and options.get("dtype") is None
+    return plain and type(given) is int and given in (-1, rank - 1)
 
 
 def _helper(node: fx.Node) -> bool:

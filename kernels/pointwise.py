@@ -12,9 +12,9 @@ from torch import fx
 from gatec.kernel import Kernel
 from gatec.kernels.functions import Wide, needed
 from gatec.kernels.spelling import spell, wide_of
-from gatec.kernels.tile import LAUNCH, REDUCE, TILE
+from gatec.kernels.tile import CHECKS, LAUNCH, MERGE, REDUCE, TILE
 
-HEAD = '''"""{name}: generated from {origin} by gatec/kernels/pointwise.py; do not edit."""
+HEAD = '''"""{name}: generated from {origin} by gatec/kernels/{maker}.py; do not edit."""
 
 import functools
 import math
@@ -67,6 +67,7 @@ def render(name: str, origin: str, forward: fx.Graph, backward: fx.Graph) -> Ker
     head = HEAD.format(
         name=name,
         origin=origin,
+        maker="pointwise",
         dtypes=tuple(x.meta["val"].dtype for x in operands),
         out=forward.output_node().meta["val"][0].dtype,
         wide=wide,
@@ -74,10 +75,10 @@ def render(name: str, origin: str, forward: fx.Graph, backward: fx.Graph) -> Ker
     names = [x.name for x in operands]
     grads = gradient_names(names, backward)
     written = [jit(f"{name}_forward", forward, ["out"], wide)]
-    launchers = [LAUNCH, forward_launcher(name, names, forward)]
+    launchers = [CHECKS, MERGE, LAUNCH, forward_launcher(name, names, forward)]
     if any(grads):
         written.append(jit(f"{name}_backward", backward, [g for g in grads if g], wide))
-        launchers[1:1] = [REDUCE]
+        launchers[3:3] = [REDUCE]
         launchers.append(backward_launcher(name, names, grads, backward))
     else:
         results = str((None,) * len(names))

@@ -124,6 +124,13 @@ SPELLING: dict[object, Spelling] = {
     aten.bitwise_not.default: "~{0}",
 }  # fmt: skip
 
+# Of a row; what lies behind its end counts for nothing. Only kernels that hold whole rows have `inside`.
+REDUCED: dict[object, str] = {
+    aten.sum.dim_IntList: "tl.sum(tl.where(inside, {0}, 0.0), 1)[:, None]",
+    aten.amax.default: 'tl.max(tl.where(inside, {0}, float("-inf")), 1)[:, None]',
+    aten.amin.default: 'tl.min(tl.where(inside, {0}, float("inf")), 1)[:, None]',
+}
+
 # Which argument holds the number that fills the result; None: always zero, or always one.
 FILLED: dict[object, int | float] = {
     aten.zeros_like.default: 0.0,
@@ -180,6 +187,8 @@ class Printer:
         self.text[node] = self.printed.setdefault(text, node.name)
 
     def spelled(self, node: fx.Node) -> str:
+        if node.target in REDUCED:
+            return REDUCED[node.target].format(self.argument(node.args[0], self.promoted(node, 0)))
         spelling = SPELLING.get(node.target)
         if spelling is None:
             raise GatecError(

@@ -38,48 +38,7 @@ def write(out, value, row, col, rows, shape, strides):
     tl.store(out + at, value.to(out.dtype.element_ty), mask=inside)
 '''
 
-LAUNCH = '''
-@functools.lru_cache(maxsize=4096)
-def merged(shape, *operands):
-    """Rows, the sizes of all dimensions but the first, and the strides of each operand."""
-    aligned = [align(shape, *operand) if operand else (0,) * len(shape) for operand in operands]
-    lead = next(strides for strides, operand in zip(aligned, operands) if operand)
-    dims = []
-    for d in sorted((d for d, n in enumerate(shape) if n != 1), key=lambda d: -lead[d]):
-        now = [strides[d] for strides in aligned]
-        if dims and all(a == b * shape[d] for a, b in zip(dims[-1][1], now)):
-            dims[-1] = dims[-1][0] * shape[d], now
-        else:
-            dims.append((shape[d], now))
-    dims = [(1, [0] * len(operands))] * (2 - len(dims)) + dims
-    sizes = tuple(n for n, _ in dims)
-    strides = tuple(tuple(now[i] or None for _, now in dims) for i in range(len(operands)))
-    return math.prod(sizes[:-1]), sizes[1:], strides
-
-
-def align(shape, size, stride):
-    """The strides of an operand against the full shape: zero wherever it broadcasts."""
-    new = len(shape) - len(size)
-    return (0,) * new + tuple(0 if n == 1 else s for n, s in zip(size, stride))
-
-
-def launch(kernel, outs, ins):
-    operands = *outs, *ins
-    first = next(out for out in outs if out is not None)
-    known = ((x.shape, x.stride()) if x is not None else None for x in operands)
-    rows, shape, strides = merged(first.shape, *known)
-    # 8 elements for each of 128 threads: one 128-bit load of a two-byte type.
-    COLS = min(1024, triton.next_power_of_2(shape[-1]))
-    ROWS = 1024 // COLS
-    across = triton.cdiv(shape[-1], COLS)
-    grid = (triton.cdiv(rows, ROWS) * across,)
-    with torch.cuda.device_of(first):
-        kernel[grid](
-            *operands, *strides, rows, across, shape,
-            ROWS=ROWS, COLS=COLS, num_warps=4, enable_fp_fusion=True,
-        )
-
-
+CHECKS = '''
 broadcast = functools.lru_cache(maxsize=4096)(torch.broadcast_shapes)
 
 
@@ -96,6 +55,51 @@ def room(operands, shape, dtype):
         return torch.empty(shape, dtype=dtype, device=operands[0].device)
     return torch.empty_like(like, dtype=dtype)
 '''
+
+MERGE = '''
+@functools.lru_cache(maxsize=4096)
+def merged(shape, kept, *operands):
+    """Rows, the sizes of all dimensions but the first, and the strides of each operand; the last `kept` stay as they are."""
+    aligned = [align(shape, *operand) if operand else (0,) * len(shape) for operand in operands]
+    lead = next(strides for strides, operand in zip(aligned, operands) if operand)
+    dims = []
+    free = len(shape) - kept
+    for d in sorted((d for d, n in enumerate(shape[:free]) if n != 1), key=lambda d: -lead[d]):
+        now = [strides[d] for strides in aligned]
+        if dims and all(a == b * shape[d] for a, b in zip(dims[-1][1], now)):
+            dims[-1] = dims[-1][0] * shape[d], now
+        else:
+            dims.append((shape[d], now))
+    dims += [(shape[d], [strides[d] for strides in aligned]) for d in range(free, len(shape))]
+    dims = [(1, [0] * len(operands))] * (2 - len(dims)) + dims
+    sizes = tuple(n for n, _ in dims)
+    strides = tuple(tuple(now[i] or None for _, now in dims) for i in range(len(operands)))
+    return math.prod(sizes[:-1]), sizes[1:], strides
+
+
+def align(shape, size, stride):
+    """The strides of an operand against the full shape: zero wherever it broadcasts."""
+    new = len(shape) - len(size)
+    return (0,) * new + tuple(0 if n == 1 else s for n, s in zip(size, stride))
+'''
+
+LAUNCH = """
+def launch(kernel, outs, ins):
+    operands = *outs, *ins
+    first = next(out for out in outs if out is not None)
+    known = ((x.shape, x.stride()) if x is not None else None for x in operands)
+    rows, shape, strides = merged(first.shape, 0, *known)
+    # 8 elements for each of 128 threads: one 128-bit load of a two-byte type.
+    COLS = min(1024, triton.next_power_of_2(shape[-1]))
+    ROWS = 1024 // COLS
+    across = triton.cdiv(shape[-1], COLS)
+    grid = (triton.cdiv(rows, ROWS) * across,)
+    with torch.cuda.device_of(first):
+        kernel[grid](
+            *operands, *strides, rows, across, shape,
+            ROWS=ROWS, COLS=COLS, num_warps=4, enable_fp_fusion=True,
+        )
+"""
 
 REDUCE = '''
 def room_for_gradient(x, shape):

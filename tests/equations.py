@@ -63,6 +63,37 @@ def masked(x: Tensor, keep: Tensor) -> Tensor:
 
 
 SQUARE = (3, 1009)
+
+
+def normed_gate(x: Tensor, gate: Tensor, weight: Tensor) -> Tensor:
+    """RMSNorm and a SiLU gate, as linear attention ends."""
+    return F.rms_norm(x, x.shape[-1:], weight, 1e-6) * F.silu(gate)
+
+
+def gated_norm(x: Tensor, gate: Tensor, weight: Tensor) -> Tensor:
+    """Mamba-2's order: the gate first, the norm written out and in float32."""
+    h = (x * F.silu(gate)).float()
+    h = h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + 1e-5)
+    return weight * h.to(x.dtype)
+
+
+def adaptive_norm(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:]) * (1 + scale) + shift
+
+
+def affine_norm(x: Tensor, weight: Tensor, bias: Tensor, logit: Tensor) -> Tensor:
+    return x + torch.sigmoid(logit) * F.layer_norm(x, x.shape[-1:], weight, bias)
+
+
+def softmax_gate(scores: Tensor, weight: Tensor) -> Tensor:
+    return F.softmax(scores, -1) * weight
+
+
+def unit_gate(x: Tensor, gate: Tensor) -> Tensor:
+    spread = x.std(-1, keepdim=True) + x.amax(-1, keepdim=True)
+    return F.normalize(x, dim=-1) * torch.tanh(gate) + spread
+
+
 REGIONS = [
     *(Region(f.__name__, f, (SQUARE, SQUARE)) for f in (swiglu, geglu, geglu_tanh, gpt_oss)),
     Region("highway", highway, (SQUARE,) * 3),
@@ -74,4 +105,14 @@ REGIONS = [
     Region("film_middle", residual, ((3, 13, 65), (3, 13, 65), (3, 1, 65))),
     Region("outer", squeeze_excite, ((17, 1), (1, 65))),
     Region("step", step, ((31, 33), (31, 33))),
+]
+
+# Functions of whole rows: the last operand but for `softmax_gate` is shared by rows, or stands once for each.
+ROWS = [
+    Region("normed_gate", normed_gate, ((2, 37, 127), (2, 37, 127), (127,))),
+    Region("gated_norm", gated_norm, ((61, 65), (61, 65), (65,))),
+    Region("adaptive_norm", adaptive_norm, ((2, 13, 65), (2, 1, 65), (2, 1, 65))),
+    Region("affine_norm", affine_norm, ((3, 301, 17), (17,), (17,), (3, 1, 1))),
+    Region("softmax_gate", softmax_gate, ((5, 7, 33), (5, 7, 1))),
+    Region("unit_gate", unit_gate, ((31, 129), (129,))),
 ]

@@ -9,7 +9,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = [row.split() for row in [
     "errors settings vision",
-    "decompose",
+    "decompose rowform",
+    "reductions",
     "equation kernel derive aot grouped recurrence",
     "capture",
     "match inputs",
