@@ -211,8 +211,14 @@ def two_branches(p: Product) -> bool:
     """Both come out of layers, and the signal is not made from the very value that it gates."""
     assert p.gate is not None
     seen = {source(p.gate.factor), *below((p.gate.factor,))}
-    apart = [v for v in p.values if layer_of(v) is not None and not seen & set(_inside(v))]
+    apart = [v for v in p.values if not seen & set(_inside(v)) and (layer_of(v) is not None or _read_out(p, v))]
     return layer_of(p.gate.core) is not None and bool(apart)
+
+
+def _read_out(p: Product, value: Term) -> bool:
+    """Whether a value is what a recurrence returns."""
+    states = {t for h in p.scene.hits if h.kind == "recurrence" for t in (h.term, *h.parts)}
+    return bool(states) and any(t in states for t in below((value,), 1000))
 
 
 def _inside(value: Term) -> list[Term]:

@@ -9,6 +9,7 @@ from gatec.match import Canon, Term
 from gatec.recognise import cost
 from gatec.recognise.choices import decided, weighted
 from gatec.recognise.find import Find
+from gatec.recognise.look import below, layered, parameter
 from gatec.recognise.products import product
 from gatec.recognise.scene import Hit, Scene
 from gatec.recognise.states import states
@@ -21,8 +22,21 @@ def finds(canon: Canon) -> list[Find]:
     scene = Scene.of(canon)
     for rule in (states, weighted, sums, decided, products):
         rule(scene)
-    found = [f for hit in scene.hits if (f := _find(scene, hit)) is not None]
+    found = [f for hit in once(scene) if (f := _find(scene, hit)) is not None]
     return sorted(found, key=lambda f: f.term.number)
+
+
+def once(scene: Scene) -> list[Hit]:
+    """The same layers on other inputs are the same gate, called again."""
+    kept: list[Hit] = []
+    first: dict[object, set[Term]] = {}
+    for hit in scene.hits:
+        inside = [t for t in below(hit.gates) if layered(t) or parameter(t) or t.op == "part"]
+        calls = set(filter(layered, inside))
+        known = first.setdefault((hit.kind, frozenset(t.data for t in inside)), calls)
+        if not calls or known & calls:
+            kept.append(hit)
+    return kept
 
 
 def products(scene: Scene) -> None:

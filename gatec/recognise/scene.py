@@ -9,6 +9,7 @@ from functools import cached_property
 from torch import Tensor, fx
 
 from gatec.match import Canon, Term
+from gatec.match.written import without
 from gatec.recognise.look import below
 from gatec.recognise.signals import Signal
 
@@ -64,13 +65,13 @@ class Scene:
         places = self.canon.carriers.get(term, ())
         terms = [self.canon.terms.get((path, u)) for path, n in places for u in n.users]
         others = [t for t in terms if t is not None and t is not term]
-        return not others or not all(t.op == term.op and set(term.args) <= set(t.args) for t in others)
+        return not others or not all(t.op == term.op and _goes_on(term, t) for t in others)
 
     def folded(self, term: Term) -> bool:
         """Whether what is computed from a term has taken another form, in which the term does not occur."""
         users = [(path, u) for path, n in self.canon.carriers.get(term, ()) for u in n.users]
         read = any(self.canon.terms.get(place) not in (None, term) for place in users)
-        return read and self.maximal(term) and term not in self.readers
+        return read and self.maximal(term) and not any(self.maximal(r) for r in self.readers.get(term, ()))
 
     def take(self, hit: Hit) -> None:
         """Keep a find; its parts and what its signals are made of are no finds of their own."""
@@ -105,6 +106,18 @@ class Scene:
                         return (1,) * (len(b) - len(a)) + a, b
         a, b = factor.shape or (), product.shape or ()
         return (1,) * (len(b) - len(a)) + a, b
+
+
+def _goes_on(part: Term, larger: Term) -> bool:
+    """Whether a sum or product has all that another one has, or what that grew into: g a + g b is g (a + b)."""
+    return all(a in larger.args or any(_grew(a, b) for b in larger.args) for a in part.args)
+
+
+def _grew(a: Term, b: Term) -> bool:
+    """g (x + y) out of g x."""
+    sums = [f for f in b.args if f.op == "add"] if a.op == b.op == "mul" else []
+    left = [without(a.args, [f for f in b.args if f is not total]) for total in sums]
+    return any(x is not None and len(x) == 1 and x[0] in total.args for x, total in zip(left, sums, strict=True))
 
 
 def _unexpanded(node: fx.Node) -> tuple[int, ...]:

@@ -11,8 +11,8 @@ from gatec.recognise.look import ACTIVATIONS, below, fixed, layers, learned, nor
 
 BOUNDED = {"sigmoid", "hardsigmoid", "softmax", "tanh", "clamp"}
 DECISIONS = {"gt", "ge", "not", "eq", "ne", "call:heaviside", "call:sign", "call:round", "call:logical_and",
-             "call:logical_or", "call:logical_not", "call:bitwise_and", "call:bitwise_or", "call:isnan",
-             "call:one_hot"}  # fmt: skip
+             "call:logical_or", "call:logical_not", "call:bitwise_and", "call:bitwise_or", "call:bitwise_not",
+             "call:invert", "call:isnan", "call:one_hot"}  # fmt: skip
 CHOICES = {"call:topk", "call:sort", "call:gather", "call:scatter", "call:scatter_add", "call:index", "call:getitem",
            "call:index_select", "call:take_along_dim", "amax", "argmax", "call:argmax", "call:one_hot"}  # fmt: skip
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from gatec.match import Term
-from gatec.match.written import complement, without
+from gatec.match.written import complement, number, without
 from gatec.recognise.look import (
     CONTRACTIONS,
     POINTWISE,
@@ -20,7 +20,7 @@ from gatec.recognise.look import (
     reaches,
 )
 from gatec.recognise.scene import Hit, Scene
-from gatec.recognise.signals import Signal, core, signal
+from gatec.recognise.signals import DECISIONS, Signal, core, signal
 
 DECAYS = {"sigmoid", "hardsigmoid", "exp"}
 CUMULATIVE = {"call:cumsum", "call:logcumsumexp", "call:cumprod"}
@@ -39,7 +39,7 @@ class Step:
 
     @property
     def inner(self) -> Term:
-        return core(self.decay)[0]
+        return fading(self.decay) or self.decay
 
     @property
     def key(self) -> object:
@@ -82,16 +82,27 @@ def leaves(scene: Scene) -> None:
 
 
 def _steps(term: Term, product: Term) -> Iterator[Step]:
-    for f in product.args:
-        rest = [o for o in product.args if o is not f]
-        if len(rest) == 1 and decays(f):
+    """Of several factors one is the state: not one that decays it as well, nor a decision that resets it."""
+    several = len(product.args) > 2
+    for f in (f for f in product.args if decays(f)):
+        rest = [o for o in product.args if o is not f and not (several and (decays(o) or core(o)[0].op in DECISIONS))]
+        if len(rest) == 1:
             yield Step(term, product, f, peeled(rest[0]))
 
 
 def decays(f: Term) -> bool:
-    """Between zero and one, by a layer or by learned numbers."""
+    return fading(f) is not None
+
+
+def fading(f: Term) -> Term | None:
+    """What keeps a factor between zero and one, made by a layer or of learned numbers; a decision may reset it."""
     found, chosen = core(f)
-    return found.op in DECAYS and not chosen and learned(found)
+    if found.op in DECAYS and not chosen and learned(found):
+        return found
+    inner = peeled(f)
+    either = inner.args[1:] if inner.op == "where" else inner.args if inner.op == "mul" else ()
+    parts = [fading(a) for a in either if number(a) is None and core(a)[0].op not in DECISIONS]
+    return parts[0] if parts and None not in parts else None
 
 
 # -- a loop over steps ------------------------------------------------------------------------------------------------
@@ -115,15 +126,16 @@ def chains(scene: Scene, steps: dict[Term, list[Step]]) -> None:
             at = linked[at.term][1]
         chain.append(at)
         if step.key not in keys:
-            scene.take(_looped(scene, step))
+            scene.take(_looped(chain))
         keys.add(step.key)
         _consume(scene, chain)
 
 
-def _looped(scene: Scene, step: Step) -> Hit:
+def _looped(chain: list[Step]) -> Hit:
+    step = chain[0]
     depends = any(reaches(f, step.state) for f in _gates(step))
     kind, name = ("cell", _cell(step)) if depends else ("recurrence", step.inner.op)
-    return Hit(kind, name, step.term, (step.decay,), (step.state,))
+    return Hit(kind, name, step.term, (step.decay,), (step.state,), tuple(s.term for s in chain))
 
 
 def _gates(step: Step) -> list[Term]:
@@ -132,7 +144,8 @@ def _gates(step: Step) -> list[Term]:
 
 
 def _cell(step: Step) -> str:
-    return "gru" if any(_complements(f, step.decay) for a in step.rest for f in a.args) else "lstm"
+    keeps = [f for f in step.product.args if decays(f)]
+    return "gru" if any(_complements(f, g) for a in step.rest for f in a.args for g in keeps) else "lstm"
 
 
 def _complements(f: Term, g: Term) -> bool:
@@ -146,8 +159,9 @@ def _consume(scene: Scene, chain: list[Step]) -> None:
             s for a in (*step.term.args, *_readings(scene, step)) for f in (a, *a.args) if (s := signal(f)) is not None
         ]
         inside = below((step.decay, *step.rest, *(s.factor for s in gates)), 64)
-        scene.used.update((step.term, step.product, *step.term.args, *_readings(scene, step), *inside))
-        scene.claim(gates)
+        resets = [t for t in below(tuple(step.rest), 60, through=True) if _resets(t, step)]
+        scene.used.update((step.term, step.product, *step.term.args, *_readings(scene, step), *inside, *resets))
+        scene.claim([*gates, *(s for t in resets for f in t.args if (s := signal(f)) is not None)])
     for t in [
         t for t in below((chain[-1].term, chain[-1].state)) if t.op == "mul"
     ]:  # the first steps, from a state of zeros
@@ -198,10 +212,17 @@ def _lstm(scene: Scene, step: Step) -> Hit | None:
         return None
     read = [p for p in _readings(scene, step) if any(core(f)[0].op == "sigmoid" for f in p.args)]
     lets_in = any(core(f)[0].op == "tanh" for a, _ in entries for f in a.args)
-    if not (raw(step.state) and (len(entries) > 1 or read or lets_in)) and not (read and lets_in):
+    several = len(entries) > 1 and _carried(step, [f for a, s in entries for f in a.args if f is not s.factor])
+    if not several and not (raw(step.state) and (read or lets_in)) and not (read and lets_in):
         return None
     parts = (step.product, *(a for a, _ in entries), *read)
     return Hit("cell", "lstm", step.term, (step.decay, *(s.factor for _, s in entries)), (step.state,), parts)
+
+
+def _carried(step: Step, values: list[Term]) -> bool:
+    """Whether a state flows in, or all that is let in was computed from it."""
+    state = peeled(step.state.args[0]) if step.state.op == "tanh" else step.state
+    return raw(state) or all(reaches(v, state) for v in values)
 
 
 def _decayed(step: Step) -> Hit | None:
@@ -210,8 +231,7 @@ def _decayed(step: Step) -> Hit | None:
     free = raw(step.state) and not reaches(step.decay, step.state) and entering
     if not free or any(raw(a) or _sees(a, step.state) for a in entering):
         return None
-    name = core(step.decay)[0].op
-    return Hit("recurrence", name, step.term, (step.decay,), (step.state,), (step.product, *entering))
+    return Hit("recurrence", step.inner.op, step.term, (step.decay,), (step.state,), (step.product, *entering))
 
 
 def _sees(term: Term, state: Term) -> bool:
@@ -252,7 +272,7 @@ def parallel(scene: Scene) -> None:
         for f in (term, *term.args):
             base = _accumulated(f) if f.op in ("exp", "call:cumprod") else None
             if base is not None:
-                key = frozenset(t.data for t in below((base,)) if layered(t) or parameter(t))
+                key = frozenset(t.data for t in below((base,)) if layered(t) or parameter(t) or t.op == "part")
                 found.setdefault(known.setdefault(key, base), []).append(term)
     for base, terms in found.items():
         products = [t for t in terms if t.op == "mul"] or terms

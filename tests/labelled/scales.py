@@ -740,6 +740,20 @@ class LearnedBlend(nn.Module):
         return (1.0 - torch.sigmoid(gating)) * self.a(x) + torch.sigmoid(gating) * self.b(x)
 
 
+@has("highway", given=(STEP, STATE, COND))
+class SharedGateOfTwo(nn.Module):
+    """One gate lets two values in at the first one's expense."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate, self.a, self.b = nn.Linear(3 * D, D), nn.Linear(D, D), nn.Linear(D, D)
+
+    def forward(self, x, y, z):
+        a, b = self.a(y).relu(), self.b(z).relu()
+        g = torch.sigmoid(self.gate(torch.cat([x, a, b], -1)))
+        return x * (1 - g) + a * g + b * g
+
+
 @has("highway", given=(IMAGE,))
 class PGN(nn.Module):
     """A convolutional blend."""

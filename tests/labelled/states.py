@@ -1,7 +1,7 @@
 """Cells and recurrences: a step, a loop over steps, a parallel form."""
 
 import torch
-from snippets import IMAGE, SERIES, STATE, STEP, TOKENS, D, has
+from snippets import IMAGE, SERIES, STATE, STEP, TOKENS, D, H, has
 from torch import nn
 from torch.nn import functional as F
 
@@ -377,3 +377,179 @@ class RetentionLoop(nn.Module):
             s = gamma * s + k[:, :, t].unsqueeze(2) * v[:, :, t].unsqueeze(1)
             outs.append(torch.bmm(q[:, :, t].unsqueeze(1), s).squeeze(1))
         return torch.stack(outs, 2)
+
+
+# -- states whose decay has several factors, whose steps are calls of a module, which are read out through a gate -------
+
+
+@has("recurrence")
+class ResetAtBoundaries(nn.Module):
+    """Leaky integration that starts anew where a segment starts, written into a buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.rate, self.drive = nn.Linear(D, D), nn.Linear(D, D)
+
+    def forward(self, x):
+        new = (torch.arange(x.shape[1]) % 3 == 0).view(1, -1, 1)
+        keep = torch.sigmoid(self.rate(x)) * ~new
+        drive, out = self.drive(x), torch.empty_like(x)
+        h = torch.zeros_like(x[:, 0])
+        for t in range(x.shape[1]):
+            h = keep[:, t] * h + drive[:, t]
+            out[:, t] = h
+        return out
+
+
+@has("recurrence")
+class ZeroedByMask(ResetAtBoundaries):
+    def forward(self, x):
+        new = (torch.arange(x.shape[1]) % 3 == 0).view(1, -1, 1)
+        keep = torch.sigmoid(self.rate(x)).masked_fill(new, 0.0).unbind(1)
+        h, out = torch.zeros_like(x[:, 0]), []
+        for a, b in zip(keep, self.drive(x).unbind(1), strict=True):
+            h = torch.addcmul(b, a, h)
+            out.append(h)
+        return torch.stack(out, 1)
+
+
+@has("cell", given=(IMAGE, IMAGE.flip(0), IMAGE.flip(1)))
+class SensoryMemory(nn.Module):
+    """XMem: a forget gate beside the update gate."""
+
+    def __init__(self):
+        super().__init__()
+        self.transform = nn.Conv2d(2 * D, 3 * D, 3, padding=1)
+
+    def forward(self, a, b, c):
+        h = torch.zeros_like(a)
+        for g in (a, b, c):
+            values = self.transform(torch.cat([g, h], 1))
+            forget, update = torch.sigmoid(values[:, :D]), torch.sigmoid(values[:, D : 2 * D])
+            h = forget * h * (1 - update) + update * torch.tanh(values[:, 2 * D :])
+        return h
+
+
+class NodeUpdate(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.z, self.r, self.n = nn.Linear(2 * D, D), nn.Linear(2 * D, D), nn.Linear(2 * D, D)
+
+    def forward(self, message, h):
+        z = self.z(torch.cat([h, message], -1)).sigmoid()
+        r = self.r(torch.cat([h, message], -1)).sigmoid()
+        return torch.lerp(h, self.n(torch.cat([r * h, message], -1)).tanh(), z)
+
+
+@has("cell")
+class MessagePassing(nn.Module):
+    """The same cell at every step, as a module of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.enter, self.message, self.update = nn.Linear(D, D), nn.Linear(D, D), NodeUpdate()
+
+    def forward(self, x):
+        h = self.enter(x)
+        for _ in range(3):
+            h = self.update(self.message(h).mean(1, keepdim=True).expand_as(h), h)
+        return h
+
+
+class Fuse(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.both = nn.Linear(2 * D, D)
+
+    def forward(self, a, b):
+        g = torch.sigmoid(self.both(torch.cat([a, b], -1)))
+        return g * a + (1 - g) * b
+
+
+@has("highway", given=(TOKENS, TOKENS.flip(0), TOKENS.flip(1)))
+class SharedFusion(nn.Module):
+    """One gate with one set of weights, called for each further view."""
+
+    def __init__(self):
+        super().__init__()
+        self.fuse, self.view = Fuse(), nn.Linear(D, D)
+
+    def forward(self, x, y, z):
+        return sum(self.fuse(torch.relu(self.view(other)), x) for other in (y, z))
+
+
+class Reader(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.keep_a, self.keep_b, self.forget = nn.Linear(D, D), nn.Linear(D, D), nn.Linear(D, D)
+        self.a, self.b = nn.MultiheadAttention(D, 2, batch_first=True), nn.MultiheadAttention(D, 2, batch_first=True)
+        self.ff = nn.Sequential(nn.Linear(D, H), nn.GELU(), nn.Linear(H, D))
+
+    def forward(self, state, first, second):
+        a, b = self.a(state, first, first)[0], self.b(state, second, second)[0]
+        new = self.forget(a + b).sigmoid() * state.tanh() + self.keep_a(a).sigmoid() * a + self.keep_b(b).sigmoid() * b
+        return new + self.ff(new)
+
+
+@has("cell", given=(TOKENS, TOKENS.flip(1)))
+class DepthCell(nn.Module):
+    """A state of learned queries goes through two readings of two streams."""
+
+    def __init__(self):
+        super().__init__()
+        self.start, self.read = nn.Parameter(torch.randn(3, D)), Reader()
+
+    def forward(self, x, y):
+        state = self.start.expand(x.shape[0], -1, -1)
+        return self.read(self.read(state, x, y), x.flip(1), y.flip(1))
+
+
+@has("recurrence", "glu", given=(STREAM,))
+class GatedReadout(nn.Module):
+    """What a matrix state returns, normed, under a swish of the input."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.decay, self.gate = nn.Linear(D, 3 * D), nn.Linear(D, 1), nn.Linear(D, D)
+        self.norm, self.out = nn.LayerNorm(D), nn.Linear(D, D)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).chunk(3, -1)
+        a = self.decay(x).sigmoid().unsqueeze(-1)
+        state, outs = x.new_zeros(*x.shape[:2], D, D), []
+        for t in range(x.shape[2]):
+            state = a[:, :, t] * state + k[:, :, t].unsqueeze(-1) @ v[:, :, t].unsqueeze(-2)
+            outs.append((q[:, :, t].unsqueeze(-2) @ state).squeeze(-2))
+        return self.out(self.norm(torch.stack(outs, 2)) * F.silu(self.gate(x)))
+
+
+@has("recurrence", "glu")
+class GriffinBranch(Gates):
+    """A gelu branch beside a recurrence."""
+
+    def forward(self, x):
+        a, b = torch.sigmoid(self.wz(x)), self.wh(x)
+        h, outs = torch.zeros_like(b[:, 0]), []
+        for t in range(x.shape[1]):
+            h = a[:, t] * h + (1 - a[:, t]) * b[:, t]
+            outs.append(h)
+        return F.gelu(self.x2h(x)[..., :D]) * torch.stack(outs, 1)
+
+
+@has("recurrence", "recurrence")
+class BothDirections(nn.Module):
+    """Two decays from one layer, one for each direction, as sums of logarithms between any two positions."""
+
+    def __init__(self):
+        super().__init__()
+        self.decays, self.value = nn.Linear(D, 2 * D), nn.Linear(D, D)
+
+    def scan(self, v, log_a):
+        total = log_a.cumsum(1)
+        between = (total[:, :, None] - total[:, None]).masked_fill(~torch.ones(6, 6).tril().bool()[..., None], -1e9)
+        return (between.exp() * v[:, None]).sum(2)
+
+    def forward(self, x):
+        v = self.value(x)
+        forth, back = F.logsigmoid(self.decays(x)).chunk(2, -1)
+        return self.scan(v, forth) + self.scan(v.flip(1), back.flip(1)).flip(1)
