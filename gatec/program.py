@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -151,9 +152,10 @@ def _form(call: Call) -> Any:
 
 
 def _likeness(module: nn.Module, call: Call) -> Any:
-    """What modules that share a trace must agree on before its reads are compared: class, parameters, children, form."""
+    """What modules that share a trace must agree on before its reads are compared: class, parameters, buffers, children, form."""
     children = tuple((n, type(c), unit_of(c) and id(c)) for n, c in module.named_children())
-    parameters = tuple((n, p.shape, p.dtype, p.device) for n, p in module.named_parameters())
+    held = itertools.chain(module.named_parameters(), module.named_buffers())
+    parameters = tuple((n, p.shape, p.dtype, p.device) for n, p in held)
     flags = tuple(m.training for m in module.modules())
     return type(module), parameters, children, flags, _form(call)
 

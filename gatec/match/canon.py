@@ -48,13 +48,15 @@ class Canon:
     uses: Counter[str] = field(default_factory=Counter)  # how often code calls a module or reads a parameter
 
     def run(self, path: str, graph: fx.Graph) -> None:
-        """Number a graph by itself. Dynamo passes parameters as inputs: they are parameters all the same."""
+        """Number a graph by itself. Dynamo passes parameters and buffers as inputs: they are that all the same."""
         self.sweep(path, graph, [self._input(path, n) for n in graph.nodes if n.op == "placeholder"])
 
     def _input(self, path: str, node: fx.Node) -> Term:
-        if isinstance(node.meta.get("val"), nn.Parameter):
-            name = re.sub("(_|^)(l_self|modules|parameters)_(?=[^_])", ".", node.name).strip("._")
-            return self.table.make("param", data=join(path, name.replace("..", ".")), shape=shape_of(node))
+        kept = re.match("l_self_(.*_)?buffers_", node.name)
+        if kept or isinstance(node.meta.get("val"), nn.Parameter):
+            name = re.sub("(_|^)(l_self|modules|parameters|buffers)_(?=[^_])", ".", node.name).strip("._")
+            name = join(path, name.replace("..", "."))
+            return self.table.make("param", data=Buffer(name) if kept else name, shape=shape_of(node))
         return self.table.fresh(f"{path}:{node.name}", shape_of(node))
 
     def _count(self, path: str, graph: fx.Graph) -> None:
@@ -179,10 +181,18 @@ class Canon:
         x = env.get(node.args[0]) if node.args and isinstance(node.args[0], fx.Node) else None
         found = layer(self.table, child, module, x, shape_of(node.args[0]), shape_of(node)) if x is not None else None
         if found is not None:
+            self._computed(child, module)
             self.inner = [(node.all_input_nodes[0], found)] if getattr(module, "inplace", False) else []
             return found
         graph = self.graph_of(child)
         return self._nested(child, graph, node, env) if graph is not None else self._gap(child, node, env)
+
+    def _computed(self, child: str, module: nn.Module) -> None:
+        """Weights that are computed from others belong to their layer, and are looked at by themselves."""
+        for name in getattr(module, "parametrizations", ()):
+            path = join(child, f"parametrizations.{name}")
+            if path not in self.swept and path not in self.gaps:
+                self.gaps.append(path)
 
     def _nested(self, child: str, graph: fx.Graph, node: fx.Node, env: dict[fx.Node, Term]) -> Term:
         shell = any(n.target == OWN for n in graph.nodes)  # it takes constants, too

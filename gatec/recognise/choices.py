@@ -59,14 +59,14 @@ def _summed_up(scene: Scene, product: Term, weights: Term) -> bool:
 
 
 def _router(weights: Term, found: list[tuple[Term, Signal]]) -> Hit | None:
-    products = [(t, g) for t, g in found if any(_stream(v) for v in t.args if v is not g.factor)]
+    products = [(t, g) for t, g in found if any(_stream(v, g) for v in t.args if v is not g.factor)]
     parts = {g.factor for _, g in products}
     if not products or not (
         any(g.chosen for _, g in products) or len(parts) > 1 or any(_bundled(t, g) for t, g in products)
     ):
         return None
     term, gate = products[-1]
-    values = tuple(f for t, g in products for f in t.args if f is not g.factor and not fixed(f))
+    values = tuple(f for t, g in products for f in t.args if f is not g.factor and (not fixed(f) or _mixable(f, g)))
     members = [m for v in values for m in _members(v)]
     mixture = fixed(weights, looked_up=True) or (not gate.chosen and any(reaches(weights, m) for m in members))
     return Hit(
@@ -74,18 +74,16 @@ def _router(weights: Term, found: list[tuple[Term, Signal]]) -> Hit | None:
     )
 
 
-def _stream(value: Term) -> bool:
+def _stream(value: Term, gate: Signal) -> bool:
     """Something to be weighed: no number, and no mask of chosen places."""
-    return (
-        not fixed(value)
-        and core(value)[0].op not in DECISIONS
-        and peeled(value).op not in ("recip", "log", "log_softmax")
-    )
+    if fixed(value):
+        return _mixable(value, gate)
+    return core(value)[0].op not in DECISIONS and peeled(value).op not in ("recip", "log", "log_softmax")
 
 
 def _bundled(term: Term, gate: Signal) -> bool:
     """Whether what is weighed are several values side by side, or what a batch of matrices made."""
-    return any(_bundle(v) is not None for v in term.args if v is not gate.factor)
+    return any(_bundle(v) is not None or _mixable(v, gate) for v in term.args if v is not gate.factor)
 
 
 def _bundle(value: Term) -> Term | None:
@@ -95,6 +93,12 @@ def _bundle(value: Term) -> Term | None:
         if several or batch:
             return t
     return None
+
+
+def _mixable(value: Term, gate: Signal) -> bool:
+    """Stored matrices, which one row of weights for each sample mixes to a matrix of its own."""
+    value = peeled(value)
+    return value.op == "param" and len(value.shape or ()) > 2 and len(gate.core.shape or ()) == 2
 
 
 def _matrices(t: Term) -> bool:

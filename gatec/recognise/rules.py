@@ -14,13 +14,14 @@ from gatec.recognise.products import product
 from gatec.recognise.scene import Hit, Scene
 from gatec.recognise.states import states
 from gatec.recognise.sums import sums
+from gatec.recognise.weights import masked, stacked
 from gatec.recognise.words import Wording, gated
 
 
 def finds(canon: Canon) -> list[Find]:
     """Every gate in the terms, in the order of the graph, each once and whole."""
     scene = Scene.of(canon)
-    for rule in (states, weighted, sums, decided, products):
+    for rule in (states, weighted, sums, stacked, masked, decided, products):
         rule(scene)
     found = [f for hit in once(scene) if (f := _find(scene, hit)) is not None]
     return sorted(found, key=lambda f: f.term.number)

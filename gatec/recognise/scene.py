@@ -107,6 +107,11 @@ class Scene:
         a, b = factor.shape or (), product.shape or ()
         return (1,) * (len(b) - len(a)) + a, b
 
+    def repeats(self, factor: Term, product: Term) -> bool:
+        """Whether a factor is repeated along some dimension of a product."""
+        g, v = self.sizes(factor, product)
+        return any(a == 1 != b for a, b in zip(g, v, strict=False))
+
 
 def _goes_on(part: Term, larger: Term) -> bool:
     """Whether a sum or product has all that another one has, or what that grew into: g a + g b is g (a + b)."""

@@ -11,6 +11,7 @@ from gatec.recognise.look import below, fixed, layer_of, layered, norm, paramete
 from gatec.recognise.products import confidence
 from gatec.recognise.scene import Hit, Scene
 from gatec.recognise.signals import Signal, signal
+from gatec.recognise.weights import merged
 
 
 @dataclass
@@ -100,7 +101,7 @@ def _levels(s: Sum) -> Hit | None:
     for p in s.products:
         for f in p.args:
             layer = peeled(f)
-            if layered(layer) and len(p.args) > 1 and _repeated(s.scene, f, p):
+            if layered(layer) and len(p.args) > 1 and s.scene.repeats(f, p):
                 made.setdefault(layer.data.weight, []).append((p, f))
     found = next((uses for uses in made.values() if len({f for _, f in uses}) > 1), [])
     if not found or any(reaches(p, q, 300) for p, _ in found for q, _ in found if p is not q):
@@ -118,6 +119,10 @@ def _row(f: Term) -> Term | None:
 
 def _plain(product: Term, f: Term) -> bool:
     return all(fixed(o) for o in product.args if o is not f)
+
+
+def weights(s: Sum) -> Hit | None:
+    return merged(s.scene, s.term, s.products)
 
 
 def modulation(s: Sum) -> Hit | None:
@@ -140,6 +145,18 @@ def _affine(f: Term) -> bool:
     return len(inner) == 1 and layered(inner[0]) and inner[0].op != "embedding"
 
 
+def stored_branch(s: Sum) -> Hit | None:
+    """x + gate * v: a stored vector, added as far as a number for each position says."""
+    for p in s.products:
+        for f in p.args:
+            held = [o for o in p.args if o is not f]
+            gate = signal(f) if len(held) == 1 and peeled(held[0]).op == "param" else None
+            opened = gate is not None and gate.core.op in ("sigmoid", "hardsigmoid") and not gate.fixed
+            if gate is not None and opened and s.scene.repeats(f, p) and any(not fixed(o) for o in s.beside(p)):
+                return Hit("spatial", gate.name, s.term, (f,), (held[0],), (p,))
+    return None
+
+
 def scaled_branch(s: Sum) -> Hit | None:
     """x + scale * branch with a learned scale, or with one that a layer makes of a condition."""
     for p in s.products:
@@ -149,6 +166,8 @@ def scaled_branch(s: Sum) -> Hit | None:
             continue
         if any(reaches(peeled(o), p) for o in s.beside(p)):
             continue  # what is gated is the stream itself
+        if _narrow(branch[0], p):
+            continue  # a number along a learned direction
         bounded = next((g for f in scales if (g := signal(f)) is not None and g.bounded), None)
         stream = any(reaches(branch[0], peeled(o)) for o in s.beside(p) if not fixed(o))
         if scales and (stream or bounded is not None):
@@ -170,24 +189,24 @@ def _number(f: Term) -> bool:
     return raw(f) and f.shape in ((), (1,))
 
 
+def _narrow(branch: Term, product: Term) -> bool:
+    pairs = zip((branch.shape or ())[::-1], (product.shape or ())[::-1], strict=False)
+    return any(a == 1 != b for a, b in pairs)
+
+
 def _conditioned_branch(s: Sum) -> Hit | None:
     """x + gate(c) * branch(x), one row of numbers for all positions: adaLN-zero."""
     for p in s.products:
         for f in p.args:
             rest = tuple(o for o in p.args if o is not f and not fixed(o))
-            narrow = len(rest) == 1 and _repeated(s.scene, f, p) and not _repeated(s.scene, rest[0], p)
+            narrow = len(rest) == 1 and s.scene.repeats(f, p) and not s.scene.repeats(rest[0], p)
             stream = any(whole(o).op != "mul" for o in s.beside(p))
             if narrow and stream and _affine(f) and peeled(f).op != "add" and source(rest[0]) is not source(f):
                 return Hit("residual-scale", "linear", s.term, (f,), rest, (p,))
     return None
 
 
-def _repeated(scene: Scene, factor: Term, product: Term) -> bool:
-    g, v = scene.sizes(factor, product)
-    return any(a == 1 != b for a, b in zip(g, v, strict=False))
-
-
-SUMS: tuple[Callable[[Sum], Hit | None], ...] = (blend, streams, modulation, scaled_branch)
+SUMS: tuple[Callable[[Sum], Hit | None], ...] = (blend, streams, weights, modulation, stored_branch, scaled_branch)
 
 
 def sums(scene: Scene) -> None:

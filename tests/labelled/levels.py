@@ -10,6 +10,7 @@ import routers
 import scales
 import states
 import torch
+import weights
 from snippets import SNIPPETS
 from torch import fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -18,7 +19,7 @@ from gatec.match import Canon
 from gatec.program import Program
 from gatec.recognise import finds
 
-FAMILIES = (glus, scales, routers, states, decisions, lookalikes)
+FAMILIES = (glus, scales, routers, states, decisions, weights, lookalikes)
 BY_NAME = {snippet.name: snippet for snippet in SNIPPETS}
 BUNDLE = 20
 

@@ -34,4 +34,4 @@ def test_the_set_is_large_and_names_every_kind():
     gates = Counter(kind for s in SNIPPETS for kind in s.kinds)
     assert set(gates) == set(KINDS)
     assert sum(gates.values()) >= 100 and sum(not s.kinds for s in SNIPPETS) >= 50
-    assert len({s.name for s in SNIPPETS}) == len(SNIPPETS) and len(FAMILIES) == 6
+    assert len({s.name for s in SNIPPETS}) == len(SNIPPETS) and len(FAMILIES) == 7
