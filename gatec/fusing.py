@@ -18,6 +18,7 @@ from gatec.recognise import finds
 from gatec.report import Report, attach
 from gatec.rewrite import back, installed
 from gatec.rewrite import copied as graph_copy
+from gatec.roofline import Price
 from gatec.trail import note
 from gatec.verify import distance, forward
 
@@ -38,20 +39,23 @@ def fuse_(model: Model, inputs: Any = None, *, everywhere: bool = False) -> Mode
     """`fuse` in place; rolled back whole if anything fails."""
     program = prepare(model, inputs)
     kernels: dict[str, Kernel] = {}
+    prices: dict[str, Price] = {}
     with all_or_nothing() as undo:
         twins: dict[Any, Any] = {}
         for path in dict.fromkeys(f.site for f in finds(program.canon())):
-            program.edits.extend(_unit(program, path, everywhere, kernels, undo, twins))
+            program.edits.extend(_unit(program, path, everywhere, kernels, prices, undo, twins))
         note("fuse", model, program.edits)
         moved = distance(forward(model, program), program.calls[""][0].output)
-        attach(model, Report(tuple(program.edits), moved, tuple(program.missed.items())), undo)
+        missed = tuple(program.missed.items())
+        attach(model, Report(tuple(program.edits), moved, missed, tuple(prices.items())), undo)
         vars(model)["_gatec_kernels"] = {**vars(model).get("_gatec_kernels", {}), **kernels}
     return model
 
 
 def _unit(
-    program: Program, path: str, everywhere: bool, kernels: dict[str, Kernel], undo: list[Any], twins: Any
-) -> list[Edit]:
+    program: Program, path: str, everywhere: bool, kernels: dict[str, Kernel], prices: dict[str, Price],
+    undo: list[Any], twins: Any,
+) -> list[Edit]:  # fmt: skip
     """Fuse one module if its device has kernels; its sources are generated either way."""
     module, fusion = program.module(path), Fusion(everywhere)
     steps: list[Callable[[], Any]] = []
@@ -65,6 +69,7 @@ def _unit(
         put = Edit("fuse", path, "left", str(e))
     undo.extend(steps)
     kernels.update({f"{path or 'model'}.{n}": k for n, k in fusion.kernels.items()})
+    prices.update({f"{path or 'model'}.{n}": p for n, p in fusion.prices.items()})
     others = [Edit("fuse", path, "left", why) for why in fusion.left.values() if why != put.why]
     return [put, *others]
 

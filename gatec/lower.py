@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +21,7 @@ from gatec.kernels import pointwise, rowwise
 from gatec.onnx import register_decomposition
 from gatec.regions import Region, regions
 from gatec.rewrite import children_of, copied
+from gatec.roofline import Price, price
 from gatec.tidy import examples
 
 LIBRARY = torch.library.Library("gatec", "FRAGMENT")
@@ -42,6 +43,7 @@ class Fusion:
 
     everywhere: bool = False
     kernels: dict[str, Kernel] = field(default_factory=dict)
+    prices: dict[str, Price] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
     added: dict[str, str] = field(default_factory=dict)
     only_fuses: bool = True
@@ -61,7 +63,8 @@ class Fusion:
             except GatecError as e:
                 self.left[region.name] = str(e.wanted)
                 continue
-            self.kernels[unused(region.name, kernel, self.kernels)] = kernel
+            name = unused(region.name, kernel, self.kernels)
+            self.kernels[name], self.prices[name] = kernel, price(region)
             lowered.append((region, kernel, derived))
         return lowered
 
@@ -73,7 +76,8 @@ class Fusion:
         examples(module, graph)
         lowered = self.derived(regions(module, graph, graph_of or children_of(module, graph)))
         if self.here(call):
-            placed(graph, ((region, op_for(kernel, derived, region)) for region, kernel, derived in lowered))
+            # Every op before the first region is replaced: one may read what another computes.
+            placed(graph, [(region, op_for(kernel, derived, region)) for region, kernel, derived in lowered])
             graph.lint()
         if root is not None and not (lowered and self.here(call)):
             raise Refused(next(iter(self.left.values()), EAGER if lowered else NOTHING))
@@ -90,7 +94,7 @@ def unused(name: str, kernel: Kernel, taken: dict[str, Kernel]) -> str:
     return free
 
 
-def placed(graph: fx.Graph, chosen: Iterable[tuple[Region, Callable[..., Tensor]]]) -> None:
+def placed(graph: fx.Graph, chosen: Sequence[tuple[Region, Callable[..., Tensor]]]) -> None:
     """Put an op in the place of each region, whose nodes are the graph's own."""
     moved: dict[fx.Node, fx.Node] = {}
     for region, op in chosen:

@@ -273,7 +273,7 @@ def rowwise(node: fx.Node) -> bool:
     if type(row) is not int or not 1 < row <= LONGEST:
         return False
     if name in REDUCING:
-        return after.shape == (*before.shape[:-1], 1)
+        return tuple(after.shape) == (*before.shape[:-1], 1)
     return _over_the_row(name, node, before.dim())
 
 
@@ -282,8 +282,8 @@ def _over_the_row(name: str, node: fx.Node, rank: int) -> bool:
     if name.endswith("_norm"):
         sizes = options.get("normalized_shape", first)
         return isinstance(sizes, (tuple, list)) and len(sizes) == 1 and type(sizes[0]) is int
-    given = options.get("dim", node.args[2] if name == "normalize" and len(node.args) > 2 else first)
-    plain = options.get("p", 2) == 2 and options.get("dtype") is None
+    given: Any = options.get("dim", node.args[2] if name == "normalize" and len(node.args) > 2 else first)
+    plain = bool(options.get("p", 2) == 2) and options.get("dtype") is None
     return plain and type(given) is int and given in (-1, rank - 1)
 
 

@@ -11,21 +11,30 @@ from torch import nn
 
 from gatec.errors import GatecError
 from gatec.program import Edit
+from gatec.roofline import Price, machine
 
 
 @dataclass(frozen=True)
 class Report:
-    """`drift` is the relative change of the whole model's output on the example inputs, in the model's own dtype."""
+    """`drift` is the relative change of the whole model's output on the example inputs, in the model's own dtype.
+
+    `regions` are those that were fused, with what they cost in the recorded call and what they would as one kernel.
+    """
 
     edits: tuple[Edit, ...]
     drift: float | None = None
     missed: tuple[tuple[str, str], ...] = ()
+    regions: tuple[tuple[str, Price], ...] = ()
 
     def __str__(self) -> str:
         counts = Counter(e.verdict for e in self.edits)
         tail = "  ".join(f"{counts[v]} {v}" for v in ("put", "left", "near") if counts[v])
         moved = f"  model drift {self.drift:.1e}" if self.drift is not None else ""
-        return "\n".join([*map(str, self.edits), f"{tail}{moved}".strip()])
+        return "\n".join([*map(str, self.edits), *self.priced(), f"{tail}{moved}".strip()])
+
+    def priced(self, name: str = "h200") -> list[str]:
+        """A line for each region: launches, bytes, intensity, expected time on a machine of `gatec.roofline`."""
+        return [f"{region}: {p.text(machine(name))}" for region, p in self.regions]
 
 
 def attach(model: nn.Module, report: Report, undo: list[Callable[[], Any]]) -> None:

@@ -90,10 +90,21 @@ def test_the_census_counts_what_it_holds(name):
     assert all(why for _, why in census.missed)
 
 
-def test_the_json_of_version_1_has_these_words(census):
+def test_the_json_of_version_2_has_these_words(census):
     data = json.loads(census.json())
-    assert data["schema"] == "gatec.census/1"
-    assert set(data) == {"schema", "model", "totals", "kinds", "passes", "gates", "places", "missed", "modules"}
+    assert data["schema"] == "gatec.census/2"
+    assert set(data) == {
+        "schema",
+        "model",
+        "totals",
+        "kinds",
+        "passes",
+        "gates",
+        "places",
+        "missed",
+        "modules",
+        "regions",
+    }
     assert {frozenset(e) for e in data["places"]} == {frozenset({"pass", "site", "verdict", "why"})}
     assert {frozenset(e) for e in data["missed"]} == {frozenset({"path", "why"})}
     module = {"path", "class", "where", "own", "all", "calls", "capture", "why"}
@@ -267,7 +278,7 @@ def test_the_command_writes_what_the_census_gives(folder):
     assert result.exit_code == 0, result.output
     assert result.stderr.splitlines() == ["wrote  page.html  0.0 MB", "wrote  census.json  0.0 MB"]
     data = json.loads((folder / "census.json").read_text())
-    assert (data["schema"], data["model"]) == ("gatec.census/1", "Tiny")
+    assert (data["schema"], data["model"]) == ("gatec.census/2", "Tiny")
     assert result.stdout.startswith(f"Tiny: {len(data['gates'])} gates, {data['totals']['put']} places for more\n")
     assert json.dumps(data["places"][0]["site"])[1:-1] in (folder / "page.html").read_text()
 

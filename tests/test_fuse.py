@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 from test_recognise import GATES, Block, X
+from torch import nn
 
 import gatec
 from gatec.capture import Call, trace
@@ -157,3 +158,20 @@ def test_a_fused_form_that_moves_the_output_is_not_installed(monkeypatch):
     (edit,) = gatec.report(fused).edits
     assert edit.verdict == "left" and re.fullmatch(r"fused, its output would move by \d.\de[+-]\d\d", edit.why)
     assert type(fused) is Block and torch.equal(fused(X), model(X))
+
+
+def test_a_region_may_read_what_another_region_computes():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.mask = nn.Linear(8, 8), nn.Linear(8, 8), nn.Parameter(torch.zeros(8))
+
+        def forward(self, x):
+            gate = torch.sigmoid(3 * self.mask)
+            x = x + self.a(x) * gate
+            return x + self.b(x) * gate + x * torch.sigmoid(self.a(x)) * 2
+
+    model, x = Twice(), torch.randn(3, 8)
+    fused = gatec.fuse(model, x, everywhere=True)
+    assert len(gatec.kernels_of(fused)) >= 2
+    assert torch.allclose(model(x), fused(x))

@@ -19,6 +19,7 @@ ROWS = [row.split() for row in [
     "verify tidy recognise",
     "rewrite",
     "kernels regions dispatch",
+    "roofline",
     "catalog onnx report history shrink trail",
     "lower scanning",
     "pipeline",

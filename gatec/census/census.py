@@ -12,6 +12,7 @@ from torch import nn
 
 from gatec.catalog import gates
 from gatec.census.page import page
+from gatec.census.savings import Saving, savings
 from gatec.census.table import tables, text
 from gatec.census.tree import Entry, entries, missed
 from gatec.pipeline import prepare
@@ -19,7 +20,7 @@ from gatec.program import Edit
 from gatec.recognise import KINDS, Find, finds
 from gatec.rewrite import put
 
-SCHEMA = "gatec.census/1"
+SCHEMA = "gatec.census/2"
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Census:
     places   one line per pass and site; put = could be put
     missed   (module, why) for every module that could not be captured
     modules  the module tree
+    savings  regions that one kernel could compute, with launches and bytes before and after
     """
 
     model: str
@@ -37,6 +39,7 @@ class Census:
     places: list[Edit]
     missed: list[tuple[str, str]]
     modules: list[Entry] = field(default_factory=list)
+    savings: list[Saving] = field(default_factory=list)
 
     @property
     def totals(self) -> dict[str, int]:
@@ -45,6 +48,8 @@ class Census:
             "modules": sum(e.capture != "shared" for e in self.modules),
             "parameters": self.modules[0].all if self.modules else 0,
             "gates": len(self.gates),
+            "regions": len(self.savings),
+            "bytes_saved": sum(s.price.saved for s in self.savings),
             "put": verdicts["put"],
             "left": verdicts["left"],
             "near": verdicts["near"],
@@ -65,6 +70,7 @@ class Census:
             "places": [{"pass": e.gate, "site": e.site, "verdict": e.verdict, "why": e.why} for e in self.places],
             "missed": [{"path": path, "why": why} for path, why in self.missed],
             "modules": [e.data() for e in self.modules],
+            "regions": [s.data() for s in self.savings],
         }
 
     def json(self) -> str:
@@ -82,7 +88,7 @@ class Census:
         total = self.totals
         heading = f"{self.model}: {total['gates']} gates, {total['put']} places for more"
         heading += f", {total['missed']} not captured" if total["missed"] else ""
-        return tables(heading, self.gates, self.places, self.missed)
+        return tables(heading, self.gates, self.places, self.missed, self.savings)
 
 
 def scan(model: nn.Module, inputs: Any = None) -> Census:
@@ -92,4 +98,4 @@ def scan(model: nn.Module, inputs: Any = None) -> Census:
     for gate in gates().values():
         put(gate, {}, program, [], dry=True)
     tree = entries(program)
-    return Census(tree[0].name, found, program.edits, missed(program, tree), tree)
+    return Census(tree[0].name, found, program.edits, missed(program, tree), tree, savings(program, found))

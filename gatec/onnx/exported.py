@@ -4,6 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from gatec.roofline import in_bytes
+
 
 @dataclass(frozen=True)
 class Parity:
@@ -37,14 +39,6 @@ class Exported:
         rows += [("verify", str(row)) for row in self.parity]
         rows += [("note", note) for note in self.notes]
         return "\n".join(f"{name:<7}{text}" for name, text in rows)
-
-
-def in_bytes(size: int) -> str:
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000  # type: ignore[assignment]
-    return f"{size:.3g} GB"
 
 
 def wrapped(words: Iterable[str], width: int = 90) -> list[str]:

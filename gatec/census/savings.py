@@ -1,0 +1,53 @@
+"""What fusing would save: the regions around the gates of every module, priced."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import fx
+
+from gatec.match.terms import join
+from gatec.program import Program
+from gatec.recognise import Find
+from gatec.regions import Region, regions
+from gatec.rewrite import copied
+from gatec.roofline import Price, price
+from gatec.tidy import examples
+
+
+@dataclass(frozen=True)
+class Saving:
+    """A region that one kernel could compute, in the module at `site`, and its price in the recorded call."""
+
+    site: str
+    region: str
+    rows: bool
+    price: Price
+
+    def data(self) -> dict[str, Any]:
+        p = self.price
+        return {"site": self.site, "region": self.region, "anchor": "row" if self.rows else "pointwise",
+                "launches": p.launches, "bytes": p.before, "bytes_fused": p.after, "flops": p.flops}  # fmt: skip
+
+
+def _inside(program: Program, path: str, child: str) -> fx.Graph | None:
+    return program.graph_of(join(path, child))
+
+
+def savings(program: Program, found: Iterable[Find]) -> list[Saving]:
+    """Modules that share a graph share its regions."""
+    known: dict[int, list[Region]] = {}
+    listed = []
+    for path in dict.fromkeys(f.site for f in found):
+        graph = program.graph_of(path)
+        if graph is None:
+            continue
+        if id(graph) not in known:
+            own = copied(graph)
+            examples(program.module(path), own)
+            known[id(graph)] = regions(program.module(path), own, partial(_inside, program, path))
+        listed += [Saving(path, r.name, r.rows, price(r)) for r in known[id(graph)]]
+    return listed

@@ -1,0 +1,59 @@
+"""What fusing saves is counted from sizes: bytes, launches, operations, and the time that a machine's roofline expects."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import gatec
+from gatec.roofline import Machine, Price, machine
+
+
+class MLP(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gate, self.up, self.down = nn.Linear(16, 64), nn.Linear(16, 64), nn.Linear(64, 16)
+
+    def forward(self, x):
+        return self.down(F.silu(self.gate(x)) * self.up(x))
+
+
+X = torch.randn(10, 16)
+HIDDEN = 10 * 64 * 4  # bytes of one hidden tensor
+
+
+def test_a_swiglu_reads_two_and_writes_one_where_eager_moves_five():
+    (saving,) = gatec.scan(MLP(), X).savings
+    p = saving.price
+    assert (p.launches, p.before, p.after, p.flops) == (2, 5 * HIDDEN, 3 * HIDDEN, 2 * 640)
+    assert p.saved == 2 * HIDDEN and p.intensity == pytest.approx(2 * 640 / (3 * HIDDEN))
+
+
+def test_time_is_bound_by_memory_or_by_arithmetic():
+    p = Price(launches=2, before=400, after=200, flops=1000)
+    assert p.seconds(Machine("slow memory", 100, 1e9), fused=False) == 4
+    assert p.seconds(Machine("slow memory", 100, 1e9)) == 2
+    assert p.seconds(Machine("slow units", 1e9, 100)) == 10
+
+
+def test_half_precision_halves_the_bytes():
+    whole, half = (gatec.scan(m, x).savings[0].price for m, x in ((MLP(), X), (MLP().half(), X.half())))
+    assert (half.before, half.after, half.flops) == (whole.before // 2, whole.after // 2, whole.flops)
+
+
+def test_census_and_report_print_it():
+    census = gatec.scan(nn.Sequential(MLP(), MLP()), X)
+    data = json.loads(census.json())
+    assert data["totals"]["bytes_saved"] == 4 * HIDDEN and data["totals"]["regions"] == 2
+    assert data["regions"][0]["bytes_fused"] == 3 * HIDDEN and data["regions"][0]["anchor"] == "pointwise"
+    assert "2 -> 1" in str(census) and "12.8 kB" in str(census)
+    report = gatec.report(gatec.fuse(MLP(), X))
+    assert "model.glu_silu: 2 launches -> 1, 12.8 kB -> 7.68 kB, 0.17 flop/B" in str(report)
+    assert report.priced("a100")[0].endswith("on A100 80GB SXM")
+
+
+def test_an_unknown_machine_is_an_error():
+    with pytest.raises(gatec.GatecError, match="h200, h100"):
+        machine("abacus")
