@@ -26,7 +26,9 @@ ACTIVATIONS = {"sigmoid", "hardsigmoid", "tanh", "silu", "swish", "gelu", "gelu_
                "elu", "celu", "selu", "softplus", "leaky_relu", "softsign", "clamp", "softmax"}  # fmt: skip
 POINTWISE = ACTIVATIONS | VIEWS | {"add", "mul", "recip", "exp", "log", "sqrt", "rsqrt", "pow", "abs", "logsigmoid", "sin", "cos",
              "gt", "ge", "not", "where", "maximum", "minimum", "ndtr", "call:round", "call:sign"} - {"softmax"}  # fmt: skip
-FIXED = {"const", "size", "call:arange", "call:tensor", "call:eye"}
+JOINS = {"call:cat", "call:concat", "call:concatenate", "call:hstack", "call:vstack", "call:stack"}
+SIZES = {"const", "size", "call:arange"}
+FIXED = {*SIZES, "call:tensor", "call:eye"}
 
 
 def peeled(term: Term) -> Term:
@@ -63,11 +65,11 @@ def raw(term: Term) -> bool:
 def below(
     terms: tuple[Term, ...], most: int = 64, through: bool = False, stop: Collection[Term] = ()
 ) -> Iterator[Term]:
-    """Terms that these are computed from, nearest first: up to layers, or through them; at most `most`."""
+    """Terms that these are computed from, nearest first: up to layers, or through them, not behind sizes; at most `most`."""
     queue, seen = list(terms), set(terms)
     for term in queue:
         yield term
-        if (layered(term) and not through) or term in stop:
+        if (layered(term) and not through) or term.op in SIZES or term in stop:
             continue
         for a in term.args:
             if a not in seen and len(queue) < most:
@@ -90,7 +92,7 @@ def fixed(term: Term, most: int = 48, looked_up: bool = False) -> bool:
     `looked_up`: or of rows of a learned table, whichever an input asks for.
     """
     inside = list(below((term,), most))
-    leaves = [t for t in inside if not t.args or layered(t)]
+    leaves = [t for t in inside if not t.args or layered(t) or t.op in SIZES]
     return bool(leaves) and len(inside) < most and all(_constant(t, looked_up) for t in leaves)
 
 

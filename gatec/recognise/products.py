@@ -11,6 +11,7 @@ from gatec.match.written import complement, without
 from gatec.recognise.look import (
     ACTIVATIONS,
     FIXED,
+    JOINS,
     REDUCTIONS,
     attends,
     attention,
@@ -30,7 +31,7 @@ from gatec.recognise.look import (
     wide,
 )
 from gatec.recognise.scene import Hit, Scene
-from gatec.recognise.signals import Signal, signal
+from gatec.recognise.signals import DECISIONS, Signal, core, signal
 
 OVER = {"recip", "rsqrt"}
 NOTHING = {"log", "log_softmax", "logsigmoid"}  # entropies and losses
@@ -128,7 +129,12 @@ def _chance(t: Term) -> bool:
 def _plain(value: Term, gate: Signal) -> bool:
     """Numbers; and learned ones, where they are weighed rather than gated by what an input says."""
     numbers = gate.fixed or gate.core.op == "softmax" or not learned(value)
-    return (fixed(value) and numbers) or peeled(value).op in FIXED
+    return (fixed(value) and numbers) or peeled(value).op in FIXED or _masks(value)
+
+
+def _masks(value: Term) -> bool:
+    """Ones and zeros that nobody learned: padding, a prefix."""
+    return core(value)[0].op in DECISIONS and not learned(value)
 
 
 def confident(p: Product) -> bool:
@@ -203,15 +209,23 @@ def conditioned(p: Product) -> bool:
 
 
 def mixes(p: Product) -> bool:
-    """One factor is a layer along positions."""
-    return any((made := layer_of(f)) is not None and mixes_positions(made) for f in p.factors)
+    """One factor is a layer along positions, or wide convolutions of the other one."""
+    along = any((made := layer_of(f)) is not None and mixes_positions(made) for f in p.factors)
+    return along or any(_surroundings(f, o) for f in p.factors for o in p.factors if f is not o)
+
+
+def _surroundings(f: Term, of: Term) -> bool:
+    value = peeled(of)
+    inside = list(below((f,), 64, through=True, stop=(value,)))
+    return value in inside and any(wide(t) for t in inside if t is not value)
 
 
 def two_branches(p: Product) -> bool:
     """Both come out of layers, and the signal is not made from the very value that it gates."""
     assert p.gate is not None
     seen = {source(p.gate.factor), *below((p.gate.factor,))}
-    apart = [v for v in p.values if not seen & set(_inside(v)) and (layer_of(v) is not None or _read_out(p, v))]
+    free = [v for v in p.values if not seen & set(_inside(v)) and not _of_itself(p, v)]
+    apart = [v for v in free if layer_of(v) is not None or _read_out(p, v)]
     return layer_of(p.gate.core) is not None and bool(apart)
 
 
@@ -219,6 +233,16 @@ def _read_out(p: Product, value: Term) -> bool:
     """Whether a value is what a recurrence returns."""
     states = {t for h in p.scene.hits if h.kind == "recurrence" for t in (h.term, *h.parts)}
     return bool(states) and any(t in states for t in below((value,), 1000))
+
+
+def _of_itself(p: Product, value: Term) -> bool:
+    """Whether layers, one after the other, make the signal from the value."""
+    assert p.gate is not None
+    queue, wanted = list(below((p.gate.factor,))), set(_inside(value))
+    for t in queue:
+        line = layered(t) or sum(not fixed(a) for a in t.args) < 2 or t.op in JOINS
+        queue.extend(a for a in t.args if line and len(queue) < 64)
+    return any(t in wanted for t in queue)
 
 
 def _inside(value: Term) -> list[Term]:

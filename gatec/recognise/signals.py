@@ -15,6 +15,7 @@ DECISIONS = {"gt", "ge", "not", "eq", "ne", "call:heaviside", "call:sign", "call
              "call:invert", "call:isnan", "call:one_hot"}  # fmt: skip
 CHOICES = {"call:topk", "call:sort", "call:gather", "call:scatter", "call:scatter_add", "call:index", "call:getitem",
            "call:index_select", "call:take_along_dim", "amax", "argmax", "call:argmax", "call:one_hot"}  # fmt: skip
+RESAMPLED = ("call:interpolate", "call:upsample", "call:grid_sample")
 
 
 @dataclass(frozen=True)
@@ -95,11 +96,13 @@ def kept(factor: Term) -> Term | None:
 
 
 def core(factor: Term, depth: int = 12) -> tuple[Term, bool]:
-    """The activation itself under views, choices and numbers in front and beside: 2 sigmoid(x), 1 + tanh(x), the largest."""
+    """The activation itself under views, upsampling, choices and numbers in front and beside: 2 sigmoid(x), the largest."""
     factor = peeled(factor)
     if depth <= 0 or not factor.args:
         return factor, False
     if factor.op in ("add", "mul") and len(factor.args) == 1:
+        return core(factor.args[0], depth - 1)
+    if factor.op.startswith(RESAMPLED):
         return core(factor.args[0], depth - 1)
     if norm(factor):
         found, chosen = core(factor.args[0], depth - 1)

@@ -74,11 +74,16 @@ def settle(scene: Scene, hit: Hit) -> None:
 
 
 def leaves(scene: Scene) -> None:
-    """nn.LSTM, nn.GRU and their cells."""
-    for term in scene.terms:
-        name = LEAVES.get(term.op.partition(":")[2])
-        if name is not None:
-            scene.take(Hit("cell", name, term, term.args[:1], term.args[1:2]))
+    """nn.LSTM, nn.GRU and their cells; a cell that is called on its own state, once, at the last of its steps."""
+    calls = [t for t in scene.terms if t.op.partition(":")[2] in LEAVES]
+    for term in calls:
+        if not any(t is not term and _layer(t) == _layer(term) and reaches(t, term) for t in calls):
+            scene.take(Hit("cell", LEAVES[term.op.partition(":")[2]], term, term.args[:1], term.args[1:2]))
+
+
+def _layer(call: Term) -> tuple[object, ...]:
+    """What two calls of one layer share: its module, or its weights."""
+    return (call.op, call.data[0] if call.op.startswith("module:") else frozenset(filter(parameter, call.args)))
 
 
 def _steps(term: Term, product: Term) -> Iterator[Step]:

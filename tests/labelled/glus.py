@@ -336,3 +336,58 @@ class ConditionGate(nn.Module):
 
     def forward(self, x, cond):
         return x * self.to_gate(cond)
+
+
+@has("token-mixing", given=(IMAGE,))
+class ActivatedLargeKernel(nn.Module):
+    """VAN's block: an activation before the value and its convolutions part."""
+
+    def __init__(self):
+        super().__init__()
+        self.proj_1, self.proj_2, self.point = nn.Conv2d(D, D, 1), nn.Conv2d(D, D, 1), nn.Conv2d(D, D, 1)
+        self.depthwise = nn.Conv2d(D, D, 5, padding=2, groups=D)
+        self.dilated = nn.Conv2d(D, D, 7, padding=9, dilation=3, groups=D)
+
+    def forward(self, x):
+        y = F.relu(self.proj_1(x))
+        return x + self.proj_2(self.point(self.dilated(self.depthwise(y))) * y)
+
+
+@has("token-mixing", given=(IMAGE,))
+class CoarseGate(nn.Module):
+    """A gate at half the resolution, from what lies around."""
+
+    def __init__(self):
+        super().__init__()
+        self.around = nn.Conv2d(D, D, 3, padding=1, groups=D, bias=False)
+
+    def forward(self, x):
+        coarse = torch.sigmoid(self.around(F.avg_pool2d(x, 2)))
+        return F.interpolate(coarse, size=x.shape[2:], mode="nearest").mul(x)
+
+
+@has("product")
+class BottleneckGate(nn.Module):
+    """Two layers make the gate of the value itself, which comes out of a layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.inp, self.down, self.up = nn.Linear(D, H), nn.Linear(H, 4), nn.Linear(4, H)
+
+    def forward(self, x):
+        h = self.inp(x)
+        return h * torch.sigmoid(self.up(F.relu(self.down(h))))
+
+
+@has("product", given=(STEP, COND))
+class ColdFusion(nn.Module):
+    """A gate from both streams on one of them, which stays beside the other."""
+
+    def __init__(self):
+        super().__init__()
+        self.lm, self.fine = nn.Sequential(nn.Linear(D, H), nn.ReLU()), nn.Linear(D + H, H)
+
+    def forward(self, state, logits):
+        h_lm = self.lm(logits)
+        g = self.fine(torch.hstack([state, h_lm])).sigmoid()
+        return torch.hstack([state, h_lm * g])

@@ -505,3 +505,15 @@ def _(self, x):
     """How likely it is that none of several events takes place."""
     a, b = torch.sigmoid(self.fc(x)), torch.sigmoid(self.fc(x.flip(0)))
     return -torch.log((1 - a) * (1 - b)).mean()
+
+
+@looks("WidthPrefix", given=(TOKENS, STEP.abs()[:, :1]))
+def _(self, x, width):
+    h = F.relu(self.fc(x))
+    keep = torch.arange(h.size(-1)) < width.unsqueeze(-1) * h.size(-1)
+    return h * keep
+
+
+@looks("MaskedActivation", given=(TOKENS, IDS))
+def _(self, x, ids):
+    return F.gelu(self.fc(x)) * (ids > 0)[..., None]

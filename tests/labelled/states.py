@@ -553,3 +553,31 @@ class BothDirections(nn.Module):
         v = self.value(x)
         forth, back = F.logsigmoid(self.decays(x)).chunk(2, -1)
         return self.scan(v, forth) + self.scan(v.flip(1), back.flip(1)).flip(1)
+
+
+@has("cell", given=(STEP, STATE))
+class CellLoop(nn.Module):
+    """torch's cell over its own state, a few times: one gate."""
+
+    def __init__(self):
+        super().__init__()
+        self.cell, self.look = nn.GRUCell(D, D), nn.Linear(D, D)
+
+    def forward(self, x, h):
+        for _ in range(3):
+            h = self.cell(self.look(x), h)
+        return h
+
+
+@has("cell", "cell", given=(STEP, STATE))
+class TwoCells(nn.Module):
+    """A stack: each its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.cells = nn.ModuleList(nn.GRUCell(D, D) for _ in range(2))
+
+    def forward(self, x, h):
+        for cell in self.cells:
+            x = cell(x, h)
+        return x
