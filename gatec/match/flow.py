@@ -153,6 +153,8 @@ def computed_from(value: Term, source: Term) -> bool:
 
     A term has a higher number than those that it is computed from.
     """
+    if source.op == "const":
+        return False  # a number stands in many places
     sources = {source, *(source.args if source.op == "add" else ())} - {value}
     lowest = min((s.number for s in sources), default=0)
     waiting, seen = [value], {value}

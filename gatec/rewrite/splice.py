@@ -52,7 +52,7 @@ def splice(site: Site, cut: fx.Node, values: dict[str, fx.Node], gate: Gate, opt
     for node in new:
         node.meta.setdefault("gate", gate.name)
     users = [u for u in cut.users if u not in new]
-    if any(order[u] < order[last] for u in users):
+    if any(order[u] <= order[last] for u in users):
         raise Refused(f"{last.name} is computed after the value that it would replace was read")
     for user in users:
         user.replace_input_with(cut, result)
