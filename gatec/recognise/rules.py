@@ -35,7 +35,7 @@ def once(scene: Scene) -> list[Hit]:
         inside = [t for t in below(hit.gates) if layered(t) or parameter(t) or t.op == "part"]
         calls = set(filter(layered, inside))
         known = first.setdefault((hit.kind, frozenset(t.data for t in inside)), calls)
-        if not calls or known & calls:
+        if calls == known:
             kept.append(hit)
     return kept
 
