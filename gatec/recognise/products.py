@@ -54,8 +54,9 @@ class Product:
         kept = [
             f for f in rest if signal(f) is not None or not (peeled(f).op in OVER or fixed(f) or self._statistic(f))
         ]
-        if inner is None and len(kept) == 1 and self.broadcast(kept[0]):
-            kept += [f for f in rest if f not in kept and learned(f)]  # learned tokens, gated
+        if inner is None and len(kept) == 1 and (self.broadcast(kept[0]) or _compares(kept[0])):
+            free = [f for f in rest if f not in kept and not self._statistic(f)]
+            kept += [f for f in free if learned(f)]  # learned tokens, gated; weights, kept or dropped
         return (*([inner.term] if inner is not None else []), *kept)
 
     def _inner(self) -> list[Hit]:
@@ -103,6 +104,10 @@ class Product:
         return tuple(f for f in self.factors if f is not gate)
 
 
+def _compares(f: Term) -> bool:
+    return (found := signal(f)) is not None and found.compares
+
+
 # -- what a signal does -----------------------------------------------------------------------------------------------
 
 
@@ -127,8 +132,9 @@ def _chance(t: Term) -> bool:
 
 
 def _plain(value: Term, gate: Signal) -> bool:
-    """Numbers; and learned ones, where they are weighed rather than gated by what an input says."""
-    numbers = gate.fixed or gate.core.op == "softmax" or not learned(value)
+    """Numbers; and learned ones, where they are weighed rather than gated by what an input says or by a comparison."""
+    weighs = (gate.fixed and not gate.compares) or gate.core.op == "softmax"
+    numbers = weighs or not learned(value)
     return (fixed(value) and numbers) or peeled(value).op in FIXED or _masks(value)
 
 

@@ -9,7 +9,7 @@ from gatec.match import Canon, Term
 from gatec.recognise import cost
 from gatec.recognise.choices import decided, weighted
 from gatec.recognise.find import Find
-from gatec.recognise.look import below, layered, parameter
+from gatec.recognise.look import below, layered, parameter, reaches
 from gatec.recognise.products import product
 from gatec.recognise.scene import Hit, Scene
 from gatec.recognise.states import states
@@ -23,7 +23,7 @@ def finds(canon: Canon) -> list[Find]:
     scene = Scene.of(canon)
     for rule in (states, weighted, sums, stacked, masked, decided, products):
         rule(scene)
-    found = [f for hit in once(scene) if (f := _find(scene, hit)) is not None]
+    found = [f for hit in outer(once(scene)) if (f := _find(scene, hit)) is not None]
     return sorted(found, key=lambda f: f.term.number)
 
 
@@ -38,6 +38,16 @@ def once(scene: Scene) -> list[Hit]:
         if calls == known:
             kept.append(hit)
     return kept
+
+
+def outer(hits: list[Hit]) -> list[Hit]:
+    """Without products that only another gate's signal is made of, layers aside."""
+    within = [(h, set(below(h.gates))) for h in hits]
+    return [h for h in hits if h.term.op != "mul" or not any(h.term in g and _signals(h, o) for o, g in within)]
+
+
+def _signals(hit: Hit, other: Hit) -> bool:
+    return other is not hit and not any(reaches(v, hit.term) for v in other.values)
 
 
 def products(scene: Scene) -> None:

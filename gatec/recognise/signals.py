@@ -39,6 +39,11 @@ class Signal:
         return self.core.op in DECISIONS or kept(self.factor) is not None
 
     @property
+    def compares(self) -> bool:
+        """Whether it keeps or drops by what is larger: no sign, no rounding."""
+        return self.decides and self.core.op not in ("call:sign", "call:round")
+
+    @property
     def bounded(self) -> bool:
         return self.core.op in BOUNDED or self.decides
 
@@ -102,7 +107,7 @@ def core(factor: Term, depth: int = 12) -> tuple[Term, bool]:
         return factor, False
     if factor.op in ("add", "mul") and len(factor.args) == 1:
         return core(factor.args[0], depth - 1)
-    if factor.op.startswith(RESAMPLED):
+    if factor.op.startswith(RESAMPLED) or (factor.op == "where" and all(a.op in DECISIONS for a in factor.args)):
         return core(factor.args[0], depth - 1)
     if norm(factor):
         found, chosen = core(factor.args[0], depth - 1)

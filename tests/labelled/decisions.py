@@ -207,3 +207,44 @@ class HaltingChances(nn.Module):
         for chance, h in zip(reversed(chances), reversed(states[:-1]), strict=True):
             out = torch.where(chance > 0.5, h, out)
         return out, going
+
+
+@has("hard")
+class Supermask(Masked):
+    """Edge popup: a weight is kept where its learned score is among the largest."""
+
+    def __init__(self):
+        super().__init__()
+        self.scores = nn.Parameter(torch.linspace(-1, 1, H * D).reshape(H, D))
+
+    def forward(self, x):
+        bound = self.scores.abs().flatten().sort().values[H * D // 2]
+        return F.linear(x, self.fc.weight * (self.scores.abs() > bound).float(), self.fc.bias)
+
+
+@has("hard", "hard")
+class SignElection(Masked):
+    """Deltas of three models: the small ones go, and those against the sign of the sum."""
+
+    def __init__(self):
+        super().__init__()
+        self.deltas = nn.Parameter(torch.linspace(-1, 1, 3 * H * D).sin().reshape(3, H, D))
+
+    def forward(self, x):
+        d = self.deltas
+        d = d * d.abs().ge(d.abs().median())
+        total = d.sum(0, keepdim=True)
+        d = torch.where(total >= 0, d >= 0, d < 0) * d
+        return F.linear(x, self.fc.weight + d.mean(0), self.fc.bias)
+
+
+@has("hard")
+class LessRedundantEachTime(Masked):
+    """Tokens dropped by a score that is averaged over the tokens kept before."""
+
+    def forward(self, x):
+        alike = torch.cdist(x, x).neg().exp()
+        first = (torch.sigmoid(self.token(x)) > 0.5).to(x.dtype)
+        score = (alike * first.transpose(1, 2)).sum(-1)
+        keep = torch.zeros_like(score).scatter(1, score.topk(3, largest=False).indices, 1.0)
+        return self.fc(x) * keep.unsqueeze(-1)

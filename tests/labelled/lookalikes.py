@@ -517,3 +517,29 @@ def _(self, x, width):
 @looks("MaskedActivation", given=(TOKENS, IDS))
 def _(self, x, ids):
     return F.gelu(self.fc(x)) * (ids > 0)[..., None]
+
+
+@looks("Binarised")
+def _(self, x):
+    scale = self.fc.weight.abs().mean(1, keepdim=True)
+    return F.linear(x, torch.sign(self.fc.weight) * scale, self.fc.bias)
+
+
+@looks("LearnedScaleBinarised")
+def _(self, x):
+    return F.linear(x, torch.sign(self.fc.weight), self.fc.bias) + F.linear(
+        x, self.weight[:, None] * torch.sign(self.fc.weight)
+    )
+
+
+@looks("BandedWeights")
+def _(self, x):
+    near = (torch.arange(D)[:, None] - torch.arange(D)[None]).abs() <= 2
+    return F.linear(x, self.fc.weight * near)
+
+
+@looks("MeanOfTheBest")
+def _(self, x):
+    scores = self.fc(x) @ x.mT
+    best = (scores == scores.max(-1, keepdim=True).values).float()
+    return (best / best.sum(-1, keepdim=True)) @ x
