@@ -62,7 +62,7 @@ def masked(scene: Scene) -> None:
 def _mask(f: Term, product: Term) -> bool:
     found, sizes = signal(f), peeled(f).shape or ()
     own = len(sizes) > 1 and sizes == (product.shape or ())[-len(sizes) :]
-    return own and found is not None and found.bounded and found.fixed and learned(f)
+    return own and found is not None and found.bounded and not found.decides and found.fixed and learned(f)
 
 
 def _scales(scene: Scene, c: Term, product: Term) -> bool:
