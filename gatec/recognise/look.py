@@ -29,6 +29,7 @@ POINTWISE = ACTIVATIONS | VIEWS | {"add", "mul", "recip", "exp", "log", "sqrt", 
 JOINS = {"call:cat", "call:concat", "call:concatenate", "call:hstack", "call:vstack", "call:stack"}
 SIZES = {"const", "size", "call:arange"}
 FIXED = {*SIZES, "call:tensor", "call:eye"}
+INDEXED = {"call:getitem", "call:index", "call:index_select", "call:gather"}
 
 
 def peeled(term: Term) -> Term:
@@ -91,15 +92,23 @@ def fixed(term: Term, most: int = 48, looked_up: bool = False) -> bool:
 
     `looked_up`: or of rows of a learned table, whichever an input asks for.
     """
-    inside = list(below((term,), most))
-    leaves = [t for t in inside if not t.args or layered(t) or t.op in SIZES]
-    return bool(leaves) and len(inside) < most and all(_constant(t, looked_up) for t in leaves)
+    queue = [(term, looked_up)]
+    for t, rows in queue:
+        if t.op in SIZES or (rows and _looks_up(t)):
+            continue
+        if not (t.args or t.op == "param" or t.op in FIXED):
+            return False
+        queue += [step for a in t.args if (step := (a, rows and not layered(t))) not in queue]
+        if len(queue) >= most:
+            return False
+    return True
 
 
-def _constant(leaf: Term, looked_up: bool) -> bool:
-    if layered(leaf):
-        return (looked_up and leaf.op == "embedding") or (bool(leaf.args) and all(fixed(a) for a in leaf.args))
-    return leaf.op == "param" or leaf.op in FIXED
+def _looks_up(term: Term) -> bool:
+    """A row of a learned table: an embedding, an index, ones at the row's place times the table."""
+    if term.op == "linear":
+        return peeled(term.args[0]).op in ("call:one_hot", "eq")
+    return term.op == "embedding" or (term.op in INDEXED and peeled(term.args[0]).op == "param")
 
 
 def learned(term: Term, most: int = 64) -> bool:

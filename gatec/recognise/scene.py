@@ -96,10 +96,13 @@ class Scene:
 
     def sizes(self, factor: Term, product: Term) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The sizes with which a factor meets the rest of a product, and those of the result."""
-        for path, node in self.canon.carriers.get(factor, ()):
+        places = list(self.canon.carriers.get(factor, ()))
+        for path, node in places:
             for user in node.users:
                 whole = self.canon.terms.get((path, user))
-                if whole is not None and whole is not factor and (whole is product or factor in whole.args):
+                if whole is not None and whole.op == "mul" and whole.args == (factor,) and whole is not product:
+                    places.append((path, user))  # twice the factor
+                elif whole is not None and whole is not factor and (whole is product or factor in whole.args):
                     result = user.meta.get("val")
                     if isinstance(result, Tensor) and isinstance(node.meta.get("val"), Tensor):
                         a, b = _unexpanded(node), tuple(result.shape)

@@ -66,6 +66,8 @@ def streams(s: Sum) -> Hit | None:
         return _shares(s)
     if any(reaches(p, q, 300) for p, _ in gated for q, _ in gated if p is not q):
         return None  # one after the other: two residual branches
+    if len({tuple(f for f in p.args if f is not g.factor) for p, g in gated}) == 1:
+        return _shares(s)  # several gates of one value
     values = tuple(f for p, g in gated for f in p.args if f is not g.factor)
     return Hit(
         "mixture", gated[0][1].name, s.term, tuple(g.factor for _, g in gated), values, tuple(p for p, _ in gated)
@@ -141,8 +143,9 @@ def modulation(s: Sum) -> Hit | None:
 def _affine(f: Term) -> bool:
     """A layer, or a number or parameter plus a layer, without an activation."""
     f = peeled(f)
-    inner = [peeled(a) for a in f.args if not fixed(a)] if f.op == "add" else [f]
-    return len(inner) == 1 and layered(inner[0]) and inner[0].op != "embedding"
+    while f.op == "add" and len(inner := [peeled(a) for a in f.args if not fixed(a)]) == 1:
+        f = inner[0]
+    return layered(f) and f.op != "embedding"
 
 
 def stored_branch(s: Sum) -> Hit | None:
@@ -201,9 +204,18 @@ def _conditioned_branch(s: Sum) -> Hit | None:
             rest = tuple(o for o in p.args if o is not f and not fixed(o))
             narrow = len(rest) == 1 and s.scene.repeats(f, p) and not s.scene.repeats(rest[0], p)
             stream = any(whole(o).op != "mul" for o in s.beside(p))
-            if narrow and stream and _affine(f) and peeled(f).op != "add" and source(rest[0]) is not source(f):
-                return Hit("residual-scale", "linear", s.term, (f,), rest, (p,))
+            made = _affine(f) and peeled(f).op != "add" and narrow and source(rest[0]) is not source(f)
+            if narrow and stream and (made or _elsewhere(s, p, f, rest[0])):
+                gate = signal(f)
+                return Hit("residual-scale", gate.name if gate is not None else "linear", s.term, (f,), rest, (p,))
     return None
+
+
+def _elsewhere(s: Sum, product: Term, f: Term, branch: Term) -> bool:
+    """A bounded signal that knows nothing of the stream, on a branch of it."""
+    gate, streams = signal(f), [peeled(o) for o in s.beside(product) if not fixed(o)]
+    bounded = gate is not None and gate.bounded and not gate.chosen and gate.core.op != "softmax"
+    return bounded and any(reaches(branch, o) for o in streams) and not any(reaches(f, o) for o in streams)
 
 
 SUMS: tuple[Callable[[Sum], Hit | None], ...] = (blend, streams, weights, modulation, stored_branch, scaled_branch)

@@ -213,6 +213,32 @@ class BothAtOnce(nn.Module):
         return self.squeeze(x).sigmoid() * (c * x)
 
 
+@has("channel", "spatial", given=(IMAGE,))
+class SideBySide(nn.Module):
+    """scSE: the two gated images added."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.fc2, self.conv = nn.Conv2d(D, 4, 1), nn.Conv2d(4, D, 1), nn.Conv2d(D, 1, 1)
+
+    def forward(self, x):
+        cse = self.fc2(F.relu(self.fc1(F.adaptive_avg_pool2d(x, 1))))
+        return x * cse.sigmoid() + x * self.conv(x).sigmoid()
+
+
+@has("channel", given=(IMAGE,))
+class BornNeutral(nn.Module):
+    """Twice a sigmoid of zero."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(D, 4), nn.Linear(4, D)
+
+    def forward(self, x):
+        scale = 2 * torch.sigmoid(self.fc2(F.relu(self.fc1(x.mean((2, 3))))))[..., None, None]
+        return scale * x
+
+
 @has("spatial", given=(IMAGE,))
 class LargestMap(nn.Module):
     """The largest of a few maps."""
@@ -430,6 +456,18 @@ class TaskAdapter(nn.Module):
         return self.up(F.relu(self.down(x))) * self.scores(task).sigmoid() + x
 
 
+@has("residual-scale", given=(TOKENS, COND))
+class ConditionedBranch(nn.Module):
+    """A bounded gate made of the condition alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc, self.mlp = nn.Linear(D, D), nn.Sequential(nn.Linear(D, 4), nn.ReLU(), nn.Linear(4, D), nn.Tanh())
+
+    def forward(self, x, c):
+        return x + self.mlp(c)[:, None] * self.fc(x)
+
+
 @has("residual-scale", given=(IDS,))
 class FirstLayer(nn.Module):
     """The stream is still the embedding."""
@@ -466,6 +504,19 @@ class Indicator(nn.Module):
 
     def forward(self, x):
         return torch.sigmoid(self.mask(F.relu(self.task))) * self.fc(x)
+
+
+@has("feature", "feature", given=(STEP, torch.tensor([1, 2])))
+class MaskOfRows(nn.Module):
+    """Rows of a table, by index and by one-hot product."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.fc2, self.masks = nn.Linear(D, H), nn.Linear(H, H), nn.Parameter(torch.zeros(3, H))
+
+    def forward(self, x, domain):
+        x = F.relu(self.fc1(x)) * self.masks[domain].sigmoid()
+        return F.relu(self.fc2(x)) * torch.sigmoid(F.one_hot(domain, 3).to(x.dtype) @ self.masks)
 
 
 @has("feature", given=(IDS,))
@@ -590,6 +641,20 @@ class Recalibrated(nn.Module):
     def forward(self, x):
         z = F.relu(self.down(x))
         return x + (self.ub(z) + (1 + self.uw(z)) * self.mlp(self.norm(x)))
+
+
+@has("modulation", given=(TOKENS, COND))
+class AdaLNSingle(nn.Module):
+    """PixArt: a table of the block's own, added to what all blocks share."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.t_block = nn.LayerNorm(D, elementwise_affine=False), nn.Linear(D, 2 * D)
+        self.scale_shift_table = nn.Parameter(torch.randn(2, D) / D**0.5)
+
+    def forward(self, x, t):
+        shift, scale = (self.scale_shift_table[None] + self.t_block(F.silu(t)).reshape(-1, 2, D)).chunk(2, dim=1)
+        return self.norm(x) * (1 + scale) + shift
 
 
 @has("modulation", given=(IDS, COND))
