@@ -204,8 +204,10 @@ def _conditioned_branch(s: Sum) -> Hit | None:
             rest = tuple(o for o in p.args if o is not f and not fixed(o))
             narrow = len(rest) == 1 and s.scene.repeats(f, p) and not s.scene.repeats(rest[0], p)
             stream = any(whole(o).op != "mul" for o in s.beside(p))
+            if not (narrow and stream):
+                continue
             made = _affine(f) and peeled(f).op != "add" and source(rest[0]) is not source(f)
-            if narrow and stream and (made or _elsewhere(s, p, f, rest[0])):
+            if made or _elsewhere(s, p, f, rest[0]):
                 gate = signal(f)
                 return Hit("residual-scale", gate.name if gate is not None else "linear", s.term, (f,), rest, (p,))
     return None
