@@ -301,6 +301,10 @@ def _t(table: Table, x: Term, seen: Shape, a: dict[str, Any], shape: Shape) -> T
     return transposed(table, x, seen, -2, -1) if seen and len(seen) == 2 else None
 
 
+def _mt(table: Table, x: Term, seen: Shape, a: dict[str, Any], shape: Shape) -> Term | None:
+    return transposed(table, x, seen, -2, -1) if seen and len(seen) > 1 else None
+
+
 def _repeat(table: Table, x: Term, seen: Shape, a: dict[str, Any], shape: Shape) -> Term | None:
     """Repeating what has size one is broadcasting; anything else is an operation."""
     if not seen or not shape:
@@ -323,7 +327,7 @@ PACKED: dict[str, tuple[Packed, tuple[str, ...]]] = {  # function, names of its 
     "unbind": (_unbind, ("dim",)), "narrow": (_narrow, ("dim", "start", "length")),
     "slice": (_slice, ("dim", "start", "end", "step")), "getitem": (_getitem, ("index",)),
     "select": (_select, ("dim", "index")), "permute": (_permute, ("dims",)), "transpose": (_transpose, SWAP),
-    "swapaxes": (_transpose, SWAP), "swapdims": (_transpose, SWAP), "t": (_t, ()), "mT": (_t, ()), "numpy_T": (_t, ()),
+    "swapaxes": (_transpose, SWAP), "swapdims": (_transpose, SWAP), "t": (_t, ()), "mT": (_mt, ()), "numpy_T": (_t, ()),
     "repeat": (_repeat, ()), "glu": (_glu, ("dim",)),
 }  # fmt: skip
 ALSO = {

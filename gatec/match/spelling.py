@@ -470,8 +470,9 @@ def _getattr(table: Table, args: list[Any], kwargs: dict[str, Any], shape: Any) 
         return values if name == "values" else indices
     if isinstance(x, Term) and x.op.startswith("call:") and name in ("values", "indices"):
         return table.make("item", x, data=int(name == "indices"), shape=shape)
-    if name in ("T", "mT", "H", "mH") and isinstance(x, Term) and x.shape is not None and len(x.shape) == 2:
-        return pk.transposed(table, x, x.shape, 0, 1)
+    rank = len(x.shape) if isinstance(x, Term) and x.shape is not None else 0
+    if (name in ("T", "H", "mH") and rank == 2) or (name == "mT" and rank > 1):
+        return pk.transposed(table, x, x.shape, -2, -1)
     return x if name == "data" else None
 
 

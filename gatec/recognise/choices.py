@@ -67,11 +67,18 @@ def _router(weights: Term, found: list[tuple[Term, Signal]]) -> Hit | None:
         return None
     term, gate = products[-1]
     values = tuple(f for t, g in products for f in t.args if f is not g.factor and (not fixed(f) or _mixable(f, g)))
+    if len(parts) == 1 and _kept_whole(gate) and not any(_bundled(t, g) for t, g in products):
+        return Hit("hard", "topk", term, (gate.factor,), values, tuple(t for t, _ in products))
     members = [m for v in values for m in _members(v)]
     mixture = fixed(weights, looked_up=True) or (not gate.chosen and any(reaches(weights, m) for m in members))
     return Hit(
         "mixture" if mixture else "router", weights.op, term, (gate.factor,), values, tuple(t for t, _ in products)
     )
+
+
+def _kept_whole(gate: Signal) -> bool:
+    """The largest numbers of a sigmoid at their own places, zero elsewhere: what they multiply is kept or dropped."""
+    return gate.core.op == "sigmoid" and gate.chosen and whole(gate.factor).op.startswith("call:scatter")
 
 
 def _stream(value: Term, gate: Signal) -> bool:

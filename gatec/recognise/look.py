@@ -147,12 +147,25 @@ def layer_of(term: Term, depth: int = 10, alone: bool = False) -> Term | None:
     return next((f for a in args if (f := layer_of(a, depth - 1, alone)) is not None), None)
 
 
-def attention(term: Term, depth: int = 12) -> bool:
-    """Whether the value is what attention returned, seen through its reshapes."""
+def attention(term: Term, depth: int = 4) -> bool:
+    """Whether the value is what attention returned, or the sum of what several did, seen through reshapes."""
     term = peeled(term)
     if term.op in ("attention", "module:MultiheadAttention"):
         return True
-    return term.op in CONTRACTIONS and any(attends(a) for a in term.args)
+    if term.op == "add" and len(term.args) > 1:
+        return depth > 0 and all(attention(a, depth - 1) for a in term.args)
+    if term.op == "mul":
+        moving = [a for a in term.args if not fixed(a)]
+        return depth > 0 and len(moving) == 1 and attention(moving[0], depth - 1)
+    return term.op in CONTRACTIONS and any(attends(a) or _squared(a) for a in term.args)
+
+
+def _squared(weights: Term, depth: int = 4) -> bool:
+    """Scores between two activations, or those of queries with a sum over keys and values: attention without softmax."""
+    weights = peeled(weights)
+    if weights.op in ("mul", "add", "relu", "relu2", "where") and depth > 0:
+        return any(_squared(a, depth - 1) for a in weights.args)
+    return _scores(weights)
 
 
 def attends(weights: Term) -> bool:
@@ -179,25 +192,27 @@ def axis(term: Term, depth: int = 12) -> int | None:
     if term.op == "conv":
         turned = axis(term.args[0], depth - 1)
         return turned if turned is not None else -1 - len(term.data.kernel)
+    if term.op == "view":
+        held = axis(term.args[0], depth - 1) if depth > 0 else None
+        return _carried(held, term.args[0].shape or (), term.shape or ())
     if term.op in ("permute", "transpose") and rank:
         perm = term.data if term.op == "permute" else (*range(rank - 2), rank - 1, rank - 2)
         held = axis(term.args[0], depth - 1)
         held = held if held is not None else {3: -1, 4: -3}.get(rank)
         return perm.index(held + rank) - rank if held is not None and held + rank in perm else None
-    if depth <= 0 or not (term.op in POINTWISE or norm(term)) or not _same_axes(term):
+    if depth <= 0 or not (term.op in POINTWISE or norm(term)):
         return None
     return next((found for a in term.args if (found := axis(a, depth - 1)) is not None), None)
 
 
-def _same_axes(term: Term) -> bool:
-    """Whether dimensions counted from the last mean the same before and after: a view may only add ones in front."""
-    return term.op != "view" or _bare(term) == _bare(term.args[0])
-
-
-def _bare(term: Term) -> tuple[int, ...]:
-    """Sizes without the leading ones."""
-    sizes = term.shape or ()
-    return sizes[next((i for i, s in enumerate(sizes) if s != 1), len(sizes)) :]
+def _carried(held: int | None, before: tuple[int, ...], after: tuple[int, ...]) -> int | None:
+    """Where a dimension is after a view: where it was, counted from the side on which all sizes up to it stayed."""
+    if held is None:
+        return None
+    if before[held:] == after[held:]:
+        return held
+    front = len(before) + held
+    return front - len(after) if before[: front + 1] == after[: front + 1] else None
 
 
 def mixes_positions(term: Term) -> bool:

@@ -1,13 +1,12 @@
-"""Products with a signal in them: what each factor is, and a table of kinds that is tried in order."""
+"""Products with a signal in them: a table of kinds that is tried in order. What has none is asked elsewhere."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
 
 from gatec.match import Term
-from gatec.match.written import complement, without
+from gatec.match.written import complement
+from gatec.recognise.factors import Product
 from gatec.recognise.look import (
     ACTIVATIONS,
     FIXED,
@@ -22,100 +21,25 @@ from gatec.recognise.look import (
     learned,
     mixes_positions,
     norm,
-    parameter,
     peeled,
-    pointwise_of,
     reaches,
     source,
     whole,
     wide,
 )
+from gatec.recognise.plain import PLAIN, weight
 from gatec.recognise.scene import Hit, Scene
 from gatec.recognise.signals import DECISIONS, Signal, core, signal
 
-OVER = {"recip", "rsqrt"}
 NOTHING = {"log", "log_softmax", "logsigmoid"}  # entropies and losses
-
-
-@dataclass
-class Product:
-    """A product taken apart: the signal, what it acts on, the inner product that was found before, signals found already."""
-
-    scene: Scene
-    term: Term
-    found: tuple[Term, ...] = ()
-
-    @cached_property
-    def factors(self) -> tuple[Term, ...]:
-        """Without the factors of an inner find, which stands for them; without what only scales."""
-        inner = max(self._inner(), key=lambda h: len(h.term.args), default=None)
-        rest = list(self.term.args) if inner is None else without(self.term.args, inner.term.args) or []
-        rest = [f for f in rest if f not in self.found]
-        kept = [
-            f for f in rest if signal(f) is not None or not (peeled(f).op in OVER or fixed(f) or self._statistic(f))
-        ]
-        if inner is None and len(kept) == 1 and (self.broadcast(kept[0]) or _compares(kept[0])):
-            free = [f for f in rest if f not in kept and not self._statistic(f)]
-            kept += [f for f in free if learned(f)]  # learned tokens, gated; weights, kept or dropped
-        return (*([inner.term] if inner is not None else []), *kept)
-
-    def _inner(self) -> list[Hit]:
-        found = {id(h): h for f in set(self.term.args) for h in self.scene.inside.get(f, ())}
-        return [h for h in found.values() if without(self.term.args, h.term.args)]
-
-    def _statistic(self, f: Term) -> bool:
-        """A reduction of another factor: the product normalises."""
-        others = {t for o in self.term.args if o is not f for t in (o, whole(o))}
-        inside = list(below((f,), 24, stop=others))
-        own = [t for t in inside if t not in others]
-        return (
-            any(t.op in REDUCTIONS for t in own)
-            and len(own) < len(inside)
-            and not any(layered(t) or parameter(t) for t in own)
-        )
-
-    @cached_property
-    def gate(self) -> Signal | None:
-        """Of several signals the bounded one gates, the narrow one before the wide one."""
-        found = [s for f in self.factors if f is not self.inner and (s := signal(f)) is not None]
-        found = [s for s in found if any(o is not s.factor for o in self.factors) and not self._activates(s)]
-        return min(
-            found, key=lambda s: (not s.chosen, not s.decides, not s.bounded, -self.broadcast(s.factor)), default=None
-        )
-
-    @property
-    def inner(self) -> Term | None:
-        return self.factors[0] if self.factors and self.factors[0] not in self.term.args else None
-
-    def broadcast(self, factor: Term) -> int:
-        """How many dimensions a factor is repeated along."""
-        g, v = self.scene.sizes(factor, self.term)
-        return sum(a == 1 != b for a, b in zip(g, v, strict=False))
-
-    def _activates(self, s: Signal) -> bool:
-        """y * sigmoid(w y) is an activation of y."""
-        others = tuple(whole(f) for f in self.factors if f is not s.factor)
-        return not s.decides and not s.fixed and all(pointwise_of(a, (*others, *self.factors)) for a in s.core.args) \
-            and s.core not in others  # fmt: skip
-
-    @cached_property
-    def values(self) -> tuple[Term, ...]:
-        gate = self.gate.factor if self.gate is not None else None
-        return tuple(f for f in self.factors if f is not gate)
-
-
-def _compares(f: Term) -> bool:
-    return (found := signal(f)) is not None and found.compares
-
-
-# -- what a signal does -----------------------------------------------------------------------------------------------
+NARROW = {"channel", "spatial", "feature", "scalar"}
 
 
 def nothing(p: Product) -> bool:
     """Attention weights, expected values, entropies; numbers alone."""
     g = p.gate
     assert g is not None
-    if any(peeled(v).op in NOTHING for v in p.term.args) or all(_plain(v, g) for v in p.values):
+    if any(peeled(v).op in NOTHING for v in p.term.args) or all(_plain(v, g) and v not in p.rows for v in p.values):
         return True
     if all(map(_chance, p.factors)) and any(complement(peeled(f)) for f in p.factors):
         return True  # (1 - a) (1 - b): how likely it is that none of them stops
@@ -208,16 +132,26 @@ def per_position(p: Product) -> bool:
 
 
 def conditioned(p: Product) -> bool:
-    """A signal from elsewhere, the same at every position."""
+    """A signal from elsewhere, the same at every position; of two signals neither is the condition."""
     assert p.gate is not None
     g = p.gate.factor
-    return p.gate.bounded and p.broadcast(g) > 0 and not any(reaches(g, peeled(v), 64) for v in p.values)
+    alone = not any((other := signal(v)) is not None and other.bounded for v in p.values)
+    return alone and p.gate.bounded and p.broadcast(g) > 0 and not any(reaches(g, peeled(v), 64) for v in p.values)
 
 
 def mixes(p: Product) -> bool:
-    """One factor is a layer along positions, or wide convolutions of the other one."""
-    along = any((made := layer_of(f)) is not None and mixes_positions(made) for f in p.factors)
-    return along or any(_surroundings(f, o) for f in p.factors for o in p.factors if f is not o)
+    """One factor comes out of a layer along positions, through no more than layers, or of wide convolutions of the other."""
+    return any(map(_along, p.factors)) or any(_surroundings(f, o) for f in p.factors for o in p.factors if f is not o)
+
+
+def _along(f: Term, depth: int = 3) -> bool:
+    made = layer_of(f)
+    if made is None or mixes_positions(made):
+        return made is not None
+    if depth <= 0 or not layered(made) or not made.args:
+        return False
+    held = peeled(made.args[0])
+    return (layered(held) or held.op in JOINS) and _along(held, depth - 1)
 
 
 def _surroundings(f: Term, of: Term) -> bool:
@@ -274,65 +208,6 @@ SIGNALLED: tuple[tuple[str, Callable[[Product], bool]], ...] = (
     ("product", lambda p: True),
 )
 
-# -- products without a signal ----------------------------------------------------------------------------------------
-
-
-def scales_by_condition(p: Product) -> bool:
-    """Something normalised times one plus what a layer makes of something else."""
-    pairs = [(f, o) for f in p.factors for o in p.factors if f is not o]
-    return any(_one_plus(f) and norm(peeled(o)) and source(f) is not source(o) for f, o in pairs)
-
-
-def _one_plus(f: Term) -> bool:
-    f = peeled(f)
-    return f.op == "add" and len(f.args) == 1 and f.data != 0 and layered(peeled(f.args[0]))
-
-
-def meets_neighbours(p: Product) -> bool:
-    made = [layer_of(f) for f in p.factors]
-    if any(m is not None and mixes_positions(m) for m in made):
-        return True
-    return any(m is not None and _sees(f) for m, f in zip(made, p.factors, strict=True)) and not all(
-        map(_sees, p.factors)
-    )
-
-
-def _sees(f: Term, depth: int = 4) -> bool:
-    """Whether a value comes out of convolutions one of which is wide, with nothing but numbers in between."""
-    f = peeled(f)
-    while f.op in ("add", "mul") and len(f.args) == 1:
-        f = peeled(f.args[0])
-    return f.op == "conv" and (wide(f) or (depth > 0 and _sees(f.args[0], depth - 1)))
-
-
-def bilinear(p: Product) -> bool:
-    """Two layers of one input multiplied."""
-    first, second = (peeled(f) for f in p.factors)
-    return first is not second and layered(first) and layered(second) and "embedding" not in (first.op, second.op) \
-        and peeled(first.args[0]) is peeled(second.args[0]) and not _dot(p)  # fmt: skip
-
-
-def _dot(p: Product) -> bool:
-    """Only summed up: a dot product."""
-    readers = p.scene.readers.get(p.term, [])
-    return bool(readers) and all(r.op == "sum" for r in readers)
-
-
-PLAIN: tuple[tuple[str, Callable[[Product], bool]], ...] = (
-    ("modulation", scales_by_condition),
-    ("token-mixing", meets_neighbours),
-    ("glu", bilinear),
-)
-
-
-NARROW = {"channel", "spatial", "feature", "scalar"}
-
-
-def _weight(f: Term) -> tuple[bool, bool]:
-    """Of two factors without a signal the one gates that is one plus something, or that sees other positions."""
-    made = layer_of(f)
-    return _one_plus(f), made is not None and (mixes_positions(made) or _sees(f))
-
 
 def product(scene: Scene, term: Term) -> list[Hit]:
     """The gate that one product is; several, where more than one signal is repeated along some dimensions."""
@@ -354,7 +229,7 @@ def _gate(p: Product) -> Hit | None:
         kind = next((k for k, test in PLAIN if test(p)), "") if len(set(p.factors)) == len(p.factors) == 2 else ""
         if not kind:
             return None
-        first, second = sorted(p.factors, key=_weight, reverse=True)
+        first, second = sorted(p.factors, key=lambda f: weight(p, f), reverse=True)
         return Hit(kind, "identity" if kind == "glu" else "linear", term, (first,), (second,))
     if gate.key in scene.claimed:
         return None

@@ -16,6 +16,7 @@ DECISIONS = {"gt", "ge", "not", "eq", "ne", "call:heaviside", "call:sign", "call
 CHOICES = {"call:topk", "call:sort", "call:gather", "call:scatter", "call:scatter_add", "call:index", "call:getitem",
            "call:index_select", "call:take_along_dim", "amax", "argmax", "call:argmax", "call:one_hot"}  # fmt: skip
 RESAMPLED = ("call:interpolate", "call:upsample", "call:grid_sample")
+ORDERED = {"call:sort", "call:topk"}
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Signal:
     def name(self) -> str:
         if self.decides and self.core.op not in DECISIONS:
             return "topk"
+        if self.distributes and self.core.op != "softmax":
+            return {"relu": "sparsemax"}.get(self.core.op, "entmax")
         found = self.core.op.removeprefix("call:")
         return "quick_gelu" if found == "swish" and self.core.data == 1.702 else found
 
@@ -44,8 +47,16 @@ class Signal:
         return self.decides and self.core.op not in ("call:sign", "call:round")
 
     @property
+    def distributes(self) -> bool:
+        """Whether the numbers of a row are weights that sum to one: softmax, or what is left above a threshold that
+        sorting the row has given, as it is (sparsemax) or to a power (entmax)."""
+        return self.core.op == "softmax" or (
+            self.core.op in ("relu", "relu2", "pow") and any(t.op in ORDERED for t in below(self.core.args, 40))
+        )
+
+    @property
     def bounded(self) -> bool:
-        return self.core.op in BOUNDED or self.decides
+        return self.core.op in BOUNDED or self.decides or self.distributes
 
     @property
     def fixed(self) -> bool:

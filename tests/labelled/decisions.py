@@ -97,6 +97,16 @@ class MaskedFill(Masked):
         return self.fc(x).masked_fill(self.score(x) < 0.1, 0.0)
 
 
+@has("hard")
+class TokenTopK(Masked):
+    """The tokens with the highest scores pass, weighed by their scores."""
+
+    def forward(self, x):
+        score = torch.sigmoid(self.token(x))
+        values, places = score.topk(2, dim=1)
+        return x + self.out(F.relu(self.fc(x))) * torch.zeros_like(score).scatter_(1, places, values)
+
+
 @has("exit", given=(STEP,))
 class ConfidentExit(nn.Module):
     def __init__(self):

@@ -3,7 +3,7 @@
 import math
 
 import torch
-from snippets import COND, IMAGE, SERIES, STATE, STEP, D, H, has
+from snippets import COND, IMAGE, ROWS, SERIES, STATE, STEP, TOKENS, D, H, has
 from torch import nn
 from torch.nn import functional as F
 
@@ -391,3 +391,111 @@ class ColdFusion(nn.Module):
         h_lm = self.lm(logits)
         g = self.fine(torch.hstack([state, h_lm])).sigmoid()
         return torch.hstack([state, h_lm * g])
+
+
+@has("glu", given=(TOKENS, COND))
+class BroadcastBilinear(nn.Module):
+    """One row of a question meets every token: both factors are bounded, neither is the other's condition."""
+
+    def __init__(self):
+        super().__init__()
+        self.left, self.right, self.out = nn.Linear(D, H), nn.Linear(D, H), nn.Linear(H, 3)
+
+    def forward(self, tokens, question):
+        return self.out(self.left(tokens).tanh() * self.right(question).tanh()[:, None, :])
+
+
+@has("glu", given=(STEP, STATE))
+class FactorisedBilinear(nn.Module):
+    """Products of two inputs' projections, summed in groups, with a signed root."""
+
+    def __init__(self):
+        super().__init__()
+        self.image, self.text = nn.Linear(D, 3 * H), nn.Linear(D, 3 * H)
+
+    def forward(self, image, text):
+        joint = torch.mul(self.image(image), self.text(text)).reshape(-1, H, 3)
+        pooled = torch.sum(joint, dim=2)
+        return F.normalize(pooled.sign() * pooled.abs().sqrt(), dim=1)
+
+
+@has("token-mixing", given=(IMAGE.repeat(1, 1, 2, 2)[..., :8, :8].permute(0, 2, 3, 1),))
+class WindowGate(nn.Module):
+    """A spatial gating unit whose layer runs over the cells that windows of a channels-last image have in common."""
+
+    def __init__(self):
+        super().__init__()
+        self.expand, self.shrink, self.over_cells = nn.Linear(D, 2 * H), nn.Linear(H, D), nn.Linear(4, 4)
+
+    def forward(self, x):
+        b, h, w, _ = x.shape
+        u, v = F.gelu(self.expand(x)).split(H, dim=-1)
+        v = v.reshape(b, 2, h // 2, 2, w // 2, H).permute(0, 1, 3, 2, 4, 5).reshape(b, 4, h * w // 4, H)
+        v = self.over_cells(v.swapaxes(1, 3)).swapaxes(1, 3)
+        v = v.reshape(b, 2, 2, h // 2, w // 2, H).permute(0, 1, 3, 2, 4, 5).reshape(b, h, w, H)
+        return x + self.shrink(v * u)
+
+
+@has("token-mixing", given=(TOKENS, TOKENS.flip(0)))
+class CrossGate(nn.Module):
+    """The gate of one stream is made of two halves of the other, each mixed over the tokens."""
+
+    def __init__(self):
+        super().__init__()
+        self.inp, self.first, self.second, self.fuse = (
+            nn.Linear(D, D),
+            nn.Linear(6, 6),
+            nn.Linear(6, 6),
+            nn.Linear(D, D),
+        )
+
+    def forward(self, x, y):
+        halves = y.mT.split(D // 2, dim=1)
+        gate = self.fuse(torch.cat((self.first(halves[0]), self.second(halves[1])), dim=1).mT)
+        return F.gelu(self.inp(x)) * gate
+
+
+@has("token-mixing", given=(SERIES,))
+class MemoryGate(nn.Module):
+    """Both factors have a short convolution beside a skip; one of them has a second, dilated one."""
+
+    def __init__(self):
+        super().__init__()
+        self.u, self.v = nn.Conv1d(D, D, 1), nn.Conv1d(D, D, 1)
+        self.near_u, self.near_v, self.far = (nn.Conv1d(D, D, 3, 1, d, d, groups=D) for d in (1, 1, 4))
+
+    def forward(self, x):
+        u, v = self.u(x), self.v(x)
+        u, v = u + self.near_u(u), v + self.near_v(v)
+        return x + (u + self.far(F.relu(u))) * v
+
+
+@has("product")
+class DeepSelfGate(nn.Module):
+    """The signal comes out of two layers, of the very value that it gates."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc, self.gate = nn.Linear(D, H), nn.Sequential(nn.Linear(H, 4), nn.ReLU(), nn.Linear(4, H), nn.Sigmoid())
+
+    def forward(self, x):
+        y = self.fc(x)
+        return self.gate(y) * y
+
+
+@has("product", given=(ROWS, ROWS.unflatten(0, (-1, 6)).flip(1)[0]))
+class SparseReadout(nn.Module):
+    """Sparsemax over slots times a learned number for each, then over the slots' values."""
+
+    def __init__(self):
+        super().__init__()
+        self.score, self.importance = nn.Linear(D, 6), nn.Parameter(torch.linspace(0.5, 1.5, 6))
+
+    def forward(self, x, slots):
+        z = self.score(x)
+        top = torch.sort(z, dim=-1, descending=True)[0]
+        steps = torch.arange(1.0, 7.0)
+        inside = 1 + steps * top > top.cumsum(-1)
+        k = inside.sum(-1, keepdim=True)
+        tau = (torch.gather(top.cumsum(-1), -1, k - 1) - 1) / k
+        return ((z - tau).clamp(min=0) * self.importance) @ slots

@@ -543,3 +543,34 @@ def _(self, x):
     scores = self.fc(x) @ x.mT
     best = (scores == scores.max(-1, keepdim=True).values).float()
     return (best / best.sum(-1, keepdim=True)) @ x
+
+
+@looks("SignedRoot")
+def _(self, x):
+    y = self.up(x)
+    return torch.sign(y) * torch.sqrt(torch.abs(y) + 1e-6)
+
+
+@looks("Denormalised", given=(IMAGE,))
+def _(self, x):
+    std = torch.sqrt(x.var((2, 3), keepdim=True) + 1e-5)
+    return self.conv((x - x.mean((2, 3), keepdim=True)) / std) * std
+
+
+@looks("SquaredReluScores")
+def _(self, x):
+    return (F.relu(self.fc(x) @ x.mT / 6) ** 2) @ x
+
+
+@looks("ExpectedValue")
+def _(self, x):
+    return (self.fc(x).softmax(-1) * self.weight).sum(-1)
+
+
+@looks("Sparsemax")
+def _(self, x):
+    z = self.fc(x) @ x.mT
+    top = z.sort(dim=-1, descending=True).values
+    sums = top.cumsum(-1) - 1
+    k = (top * torch.arange(1, 7) > sums).sum(-1, keepdim=True)
+    return F.relu(z - sums.gather(-1, k - 1) / k) @ x

@@ -412,6 +412,19 @@ class TaskMask(nn.Module):
         return F.relu(self.fc(x)) * gc
 
 
+@has("feature", given=(SERIES,))
+class LearnedWindow(nn.Module):
+    """A small network over positions makes the window of each channel."""
+
+    def __init__(self):
+        super().__init__()
+        self.window = nn.Sequential(nn.Linear(1, 4), nn.Tanh(), nn.Linear(4, D))
+
+    def forward(self, x):
+        at = torch.arange(x.shape[-1], dtype=x.dtype) / x.shape[-1]
+        return self.window(at.unsqueeze(-1)).T * x
+
+
 @has("scalar")
 class LearnedGate(nn.Module):
     def __init__(self):
@@ -737,6 +750,28 @@ class TanhHeadGate(Heads):
         scores = self.split(self.q(x)) @ self.split(self.k(x)).transpose(-1, -2) / math.sqrt(4)
         out = self.alpha.tanh() * (scores.softmax(-1) @ self.split(self.v(x)))
         return self.o(out.transpose(1, 2).reshape(*x.shape))
+
+
+@has("attention-output")
+class SquaredReluAttention(Heads):
+    """A gated attention unit: silu of a projection times squared-relu attention."""
+
+    def forward(self, x):
+        q, k, v = self.q(x), self.k(x), F.silu(self.v(x))
+        weights = F.relu(torch.einsum("bnd,bmd->bnm", q, k) / x.shape[1]) ** 2
+        return self.o(F.silu(self.gate(x)) * torch.einsum("bnm,bmd->bnd", weights, v))
+
+
+@has("attention-output")
+class NearAndFarAttention(Heads):
+    """The sum of attention inside windows and of linear attention to all."""
+
+    def forward(self, x):
+        q, k, v = self.q(x), self.k(x), self.v(x)
+        near_q, near_k, near_v = (t.unflatten(1, (2, 3)) for t in (q, k, v))
+        near = (near_q @ near_k.mT).softmax(-1) @ near_v
+        far = (F.elu(q) + 1) @ ((F.elu(k) + 1).mT @ v) / 6
+        return self.o((near.flatten(1, 2) + far) * self.gate(x).sigmoid())
 
 
 # -- blends -----------------------------------------------------------------------------------------------------------
