@@ -9,6 +9,7 @@ from gatec.match.written import complement
 from gatec.recognise.factors import Product
 from gatec.recognise.look import (
     ACTIVATIONS,
+    CONTRACTIONS,
     FIXED,
     JOINS,
     REDUCTIONS,
@@ -155,9 +156,11 @@ def _along(f: Term, depth: int = 3) -> bool:
 
 
 def _surroundings(f: Term, of: Term) -> bool:
+    """Whether convolutions alone, some of them wide, make a factor of the other one; not a network with attention."""
     value = peeled(of)
-    inside = list(below((f,), 64, through=True, stop=(value,)))
-    return value in inside and any(wide(t) for t in inside if t is not value)
+    inside = [t for t in below((f,), 64, through=True, stop=(value,)) if t is not value]
+    near = any(wide(t) for t in inside) and not any(t.op in CONTRACTIONS for t in inside)
+    return near and reaches(f, value, 64)
 
 
 def two_branches(p: Product) -> bool:
