@@ -9,7 +9,7 @@ import functools
 import json
 import statistics
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +24,24 @@ Run = Callable[..., Any]
 _TABLES: dict[str, dict[str, str]] = {}
 
 
-def choice(region: str, side: str, kernel: Run, eager: Run, exact: Run, tensors: Sequence[Tensor]) -> Run:
-    """`kernel` or `eager` for these operands; `exact` computes the truth in float64."""
+def choice(region: str, side: str, ways: Mapping[str, Run], eager: Run, exact: Run, tensors: Sequence[Tensor]) -> Run:
+    """One of `ways`, or `eager`, for these operands; `exact` computes the truth in float64."""
     device = tensors[0].device
-    if device.type != "cuda" or torch.cuda.is_current_stream_capturing():
-        return kernel if _table(region, device).get(_key(side, tensors)) == "kernel" else eager
     table, key = _table(region, device), _key(side, tensors)
-    if key not in table:
-        table[key] = _measured(kernel, eager, exact, tensors)
+    if key not in table and device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
+        table[key] = _best(ways, eager, exact, tensors)
         _write(region, device, table)
-    return kernel if table[key] == "kernel" else eager
+    return ways.get(table.get(key, ""), eager)
+
+
+def _best(ways: Mapping[str, Run], eager: Run, exact: Run, tensors: Sequence[Tensor]) -> str:
+    """The name of the fastest way that is right and faster than eager, or why there is none."""
+    found = {name: _measured(way, eager, exact, tensors) for name, way in ways.items()}
+    times = {name: ratio for name, ratio in found.items() if isinstance(ratio, float)}
+    fastest = min(times, key=lambda name: times[name], default="")
+    if fastest and times[fastest] < FASTER:
+        return fastest
+    return f"slower: {times[fastest]:.2f}x of eager" if fastest else "; ".join(map(str, found.values()))
 
 
 def _key(side: str, tensors: Sequence[Tensor]) -> str:
@@ -43,8 +51,8 @@ def _key(side: str, tensors: Sequence[Tensor]) -> str:
     return "/".join([side, *forms, str(max(rows, 1).bit_length())])
 
 
-def _measured(kernel: Run, eager: Run, exact: Run, tensors: Sequence[Tensor]) -> str:
-    """eager, unless the kernel is as right (error at most twice eager's) and faster; the reason stands in the table."""
+def _measured(kernel: Run, eager: Run, exact: Run, tensors: Sequence[Tensor]) -> str | float:
+    """The kernel's time over eager's where it is as right (error at most twice eager's), or why it was not measured."""
     try:
         truth = _flat(exact(*(t.double() if t.is_floating_point() else t for t in tensors)))
         found, wanted = _flat(kernel(*tensors)), _flat(eager(*tensors))
@@ -58,7 +66,7 @@ def _measured(kernel: Run, eager: Run, exact: Run, tensors: Sequence[Tensor]) ->
     ours, theirs = _timed(kernel, eager, tensors)
     if theirs < LAUNCH_BOUND:
         return "launch bound"
-    return "kernel" if ours < FASTER * theirs else f"slower: {ours / theirs:.2f}x of eager"
+    return ours / theirs
 
 
 def _flat(value: Any) -> list[Tensor]:

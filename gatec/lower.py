@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._guards import tracing
 
 from gatec.capture import Call
 from gatec.capture.structure import flatten
-from gatec.derive import Derived, across, derive
-from gatec.dispatch import choice
+from gatec.dispatch import Run, choice
 from gatec.errors import GatecError, Refused
 from gatec.kernel import Kernel
-from gatec.kernels import pointwise, rowwise
+from gatec.making import Made, made_for
 from gatec.onnx import register_decomposition
 from gatec.regions import Region, regions
-from gatec.rewrite import children_of, copied
+from gatec.rewrite import children_of
 from gatec.roofline import Price, price
 from gatec.tidy import examples
 
 LIBRARY = torch.library.Library("gatec", "FRAGMENT")
 _OPS: dict[str, Any] = {}
-_KERNELS: dict[Any, tuple[Kernel, Derived]] = {}
-Lowered = tuple[Region, Kernel, Derived]
+Lowered = tuple[Region, Made]
 
 
 EAGER = "eager: on a CPU the region runs as its own graph; its kernel is generated, see kernels_of"
@@ -59,13 +55,13 @@ class Fusion:
         lowered = []
         for region in found:
             try:
-                kernel, derived = kernel_for(region)
+                made = made_for(region)
             except GatecError as e:
                 self.left[region.name] = str(e.wanted)
                 continue
-            name = unused(region.name, kernel, self.kernels)
-            self.kernels[name], self.prices[name] = kernel, price(region)
-            lowered.append((region, kernel, derived))
+            name = unused(region.name, made.kernel, self.kernels)
+            self.kernels[name], self.prices[name] = made.kernel, price(region)
+            lowered.append((region, made))
         return lowered
 
     def __call__(
@@ -77,7 +73,7 @@ class Fusion:
         lowered = self.derived(regions(module, graph, graph_of or children_of(module, graph)))
         if self.here(call):
             # Every op before the first region is replaced: one may read what another computes.
-            placed(graph, [(region, op_for(kernel, derived, region)) for region, kernel, derived in lowered])
+            placed(graph, [(region, op_for(made, region)) for region, made in lowered])
             graph.lint()
         if root is not None and not (lowered and self.here(call)):
             raise Refused(next(iter(self.left.values()), EAGER if lowered else NOTHING))
@@ -107,63 +103,26 @@ def placed(graph: fx.Graph, chosen: Sequence[tuple[Region, Callable[..., Tensor]
             graph.erase_node(node)
 
 
-@contextmanager
-def aside() -> Iterator[None]:
-    """Trace a region for itself: whatever the caller is in the middle of (autocast, no_grad, Dynamo) stays out of it."""
-    with tracing(None), torch.inference_mode(False), torch.enable_grad(), torch._C._DisableAutocast():
-        yield
-
-
-def kernel_for(region: Region) -> tuple[Kernel, Derived]:
-    """The region's generated source, forward and backward; equal regions share one."""
-    key = region.key
-    if key not in _KERNELS:
-        with aside():
-            _same_types(region)
-            derived = derive(region.function(), region.examples, rows=region.rows)
-        origin = f"{region.find.site or 'the model'} ({region.find.where})" if region.find.where else region.name
-        render = rowwise.render if region.rows else pointwise.render
-        _KERNELS[key] = render(region.name, origin, derived.forward, derived.backward), derived
-    return _KERNELS[key]
-
-
-def _same_types(region: Region) -> None:
-    """Refuse a region whose dtypes come from autocast: outside it, its op would compute something else."""
-    alone = fx.Interpreter(fx.GraphModule(nn.Module(), region.graph()), garbage_collect_values=False)
-    alone.run(*(torch.empty_like(x, device="meta") for x in region.examples))
-    found = [v for n, v in alone.env.items() if n.op not in ("placeholder", "output")]
-    for node, value in zip(region.nodes, found, strict=True):
-        wanted = node.meta.get("val")
-        if isinstance(wanted, Tensor) and value.dtype != wanted.dtype:
-            raise GatecError(
-                "a region that computes the same dtypes without autocast",
-                found=f"{wanted.dtype} for {value.dtype} of {node.name}",
-                where=region.find.where,
-            )
-
-
 # -- one op per kernel ------------------------------------------------------------------------------------------------
 
 
-def op_for(kernel: Kernel, derived: Derived, region: Region) -> Any:
+def op_for(made: Made, region: Region) -> Any:
     """torch.ops.gatec.NAME_KEY: eager body, fake, autograd, CUDA dispatch and an ONNX decomposition.
 
     The name holds a hash of the kernel's source, so that it means the same in every process: caches may keep it.
     """
-    name = f"{kernel.name}_{kernel.key}"
+    name = f"{made.kernel.name}_{made.kernel.key}"
     if name in _OPS:
         return _OPS[name]
     eager = region.function()
-    names = [n.name for n in derived.forward.nodes if n.op == "placeholder"]
-    operands = ", ".join(f"Tensor {n}" for n in names)
+    operands = ", ".join(f"Tensor {n}" for n in made.operands)
     LIBRARY.define(f"{name}({operands}) -> Tensor")
     LIBRARY.define(f"{name}_backward(Tensor grad, {operands}) -> Tensor[]")
-    pull = _pull(eager, derived)
-    for suffix, body, launch, lay in (
-        ("", eager, kernel.forward, _laid_out),
-        ("_backward", pull, _gradients(kernel), _laid_like),
+    for suffix, body, ways, lay in (
+        ("", eager, made.forward, _laid_out),
+        ("_backward", made.pull, made.backward, _laid_like),
     ):
-        choose = _dispatched(name, suffix or "forward", body, launch)
+        choose = _dispatched(name, suffix or "forward", body, ways)
         LIBRARY.impl(f"{name}{suffix}", _ending(body, lay), "CompositeExplicitAutograd")
         LIBRARY.impl(f"{name}{suffix}", _ending(choose, lay), "CUDA")
     op = getattr(torch.ops.gatec, name).default
@@ -214,56 +173,8 @@ def _backward(back: Any) -> Callable[..., tuple[Tensor | None, ...]]:
     return pull
 
 
-def _pull(eager: Callable[..., Tensor], derived: Derived) -> Callable[..., list[Tensor]]:
-    """The vjp as an eager function: in float32 or wider, summed to each operand's shape, rounded once."""
-    runs = {derived.columns: _runs(derived)}
-
-    def pull(grad: Tensor, *xs: Tensor) -> list[Tensor]:
-        wide = [x.float() if x.dtype in (torch.float16, torch.bfloat16) else x for x in (grad, *xs)]
-        full = torch.broadcast_shapes(*(x.shape for x in xs))
-        columns = None if derived.columns is None else full[-1]
-        if columns not in runs:  # the length of a row is a number in its graph
-            runs[columns] = _runs(derive(eager, xs, rows=True))
-        found = runs[columns](*(w.expand(across(w, full, columns is not None)) for w in wide))
-        floats = [x for x in xs if x.is_floating_point()]
-        grads = (g for g in found if g is not None)
-        return [g.sum_to_size(x.shape).to(x.dtype) for g, x in zip(grads, floats, strict=True)]
-
-    return pull
-
-
-def _runs(derived: Derived) -> Callable[..., Any]:
-    run: Callable[..., Any] = fx.GraphModule(nn.Module(), _anywhere(derived.backward)).forward
-    return run
-
-
-def _anywhere(traced: fx.Graph) -> fx.Graph:
-    """The graph with its constants on the operands' device and in their shape; it was derived without either."""
-    graph = copied(traced)
-    like = next(iter(graph.nodes))
-    for node in list(graph.nodes):
-        if node.op == "call_function" and "device" in node.kwargs:
-            value = node.args[-1] if node.target is torch.ops.aten.full.default else None
-            with graph.inserting_before(node):
-                kind = {"dtype": node.kwargs.get("dtype")}
-                new = graph.call_function(torch.full_like, (like, value), kind) if value is not None else None
-            if new is None:
-                node.kwargs = {k: v for k, v in node.kwargs.items() if k != "device"}
-            else:
-                node.replace_all_uses_with(new)
-                graph.erase_node(node)
-    return graph
-
-
-def _gradients(kernel: Kernel) -> Callable[..., list[Tensor]]:
-    def run(grad: Tensor, *xs: Tensor) -> list[Tensor]:
-        return [g for g in kernel.backward(grad, *xs) if g is not None]
-
-    return run
-
-
-def _dispatched(region: str, side: str, eager: Callable[..., Any], kernel: Callable[..., Any]) -> Callable[..., Any]:
+def _dispatched(region: str, side: str, eager: Run, ways: Mapping[str, Run]) -> Run:
     def run(*tensors: Tensor) -> Any:
-        return choice(region, side, kernel, eager, eager, tensors)(*tensors)
+        return choice(region, side, ways, eager, eager, tensors)(*tensors)
 
     return run

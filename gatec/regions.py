@@ -51,9 +51,9 @@ class Region:
         return self.nodes[-1]
 
     @property
-    def rows(self) -> bool:
-        """Whether it looks at whole rows: a norm, a softmax, a statistic over the last dimension."""
-        return any(map(rowwise, self.nodes))
+    def anchor(self) -> str:
+        """ "row" where it looks at whole rows (a norm, a softmax, a statistic over the last dimension), else "pointwise"."""
+        return "row" if any(map(rowwise, self.nodes)) else "pointwise"
 
     @property
     def examples(self) -> list[Tensor]:

@@ -393,7 +393,7 @@ def test_a_region_without_a_kernel_is_left_with_the_reason(monkeypatch):
         raise gatec.GatecError("a function that it knows", found="sinc")
 
     monkeypatch.setattr("gatec.kernels.pointwise.render", fails)
-    monkeypatch.setattr("gatec.lower._KERNELS", {})
+    monkeypatch.setattr("gatec.making._MADE", {})
     model = stack(1)
     same_training(model, compile_(model, **BOTH), torch.randn(3, 8))
     assert said("0") == [("left", "a function that it knows: sinc")] * 2

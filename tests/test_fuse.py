@@ -10,7 +10,8 @@ from torch import nn
 
 import gatec
 from gatec.capture import Call, trace
-from gatec.lower import kernel_for, op_for
+from gatec.lower import op_for
+from gatec.making import made_for
 from gatec.regions import regions
 from gatec.verify import distance
 
@@ -124,10 +125,10 @@ def test_nothing_moves_past_a_write(how):
 
 def test_a_region_whose_dtypes_come_from_outside_is_refused():
     region = a_region(torch.float32)
-    assert kernel_for(region)[0].name == "glu_silu"
+    assert made_for(region).kernel.name == "glu_silu"
     region.nodes[0].meta["val"] = torch.empty(2, 3, 8, dtype=torch.bfloat16)
     with pytest.raises(gatec.GatecError) as error:
-        kernel_for(region)
+        made_for(region)
     assert str(error.value).startswith(
         "gatec: a region that computes the same dtypes without autocast\n"
         "  found torch.bfloat16 for torch.float32 of silu\n"
@@ -142,8 +143,8 @@ def a_region(dtype):
 
 
 def test_a_result_has_one_layout_on_every_device():
-    kernel, derived = kernel_for(region := a_region(torch.float32))
-    op = op_for(kernel, derived, region)
+    made = made_for(region := a_region(torch.float32))
+    op = op_for(made, region)
     for x in (torch.randn(3, 2, 8).transpose(0, 1), torch.randn(2, 3, 16)[..., ::2], torch.randn(2, 8, 3).mT):
         out = op(x, torch.randn(2, 3, 8))
         assert out.stride() == op(x.to("meta"), torch.randn(2, 3, 8, device="meta")).stride()
@@ -152,7 +153,7 @@ def test_a_result_has_one_layout_on_every_device():
 
 
 def test_a_fused_form_that_moves_the_output_is_not_installed(monkeypatch):
-    monkeypatch.setattr(gatec.lower, "op_for", lambda kernel, derived, region: torch.sub)
+    monkeypatch.setattr(gatec.lower, "op_for", lambda made, region: torch.sub)
     model = Block(GATES["swiglu"][0])
     fused = gatec.fuse(model, X, everywhere=True)
     (edit,) = gatec.report(fused).edits

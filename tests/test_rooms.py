@@ -21,6 +21,7 @@ ROWS = [row.split() for row in [
     "kernels regions dispatch",
     "roofline",
     "catalog onnx report history shrink trail",
+    "making",
     "lower scanning",
     "pipeline",
     "backend census compaction explain fusing",

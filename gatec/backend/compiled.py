@@ -13,7 +13,8 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from gatec.backend.reading import Reading, frames, shape_seen
 from gatec.errors import GatecError
 from gatec.kernel import Kernel
-from gatec.lower import EAGER, NOTHING, kernel_for, op_for, placed, unused
+from gatec.lower import EAGER, NOTHING, op_for, placed, unused
+from gatec.making import made_for
 from gatec.program import Edit
 from gatec.recognise import Find, finds
 from gatec.regions import Region, grown, transforms
@@ -123,10 +124,10 @@ def _op(region: Region, own: Region, everywhere: bool, leave: str, kernels: dict
     if odd:
         return f"an operand is a {odd[0]}, which has operators of its own"
     try:
-        kernel, derived = kernel_for(region)
+        made = made_for(region)
     except GatecError as e:
         return f"{e.wanted}: {e.found}"
-    kernels[unused(region.name, kernel, kernels)] = kernel
+    kernels[unused(region.name, made.kernel, kernels)] = made.kernel
     if not everywhere and (leave or not any(x.is_cuda for x in operands)):
         return leave or EAGER
-    return op_for(kernel, derived, region)
+    return op_for(made, region)

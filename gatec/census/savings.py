@@ -24,12 +24,12 @@ class Saving:
 
     site: str
     region: str
-    rows: bool
+    anchor: str
     price: Price
 
     def data(self) -> dict[str, Any]:
         p = self.price
-        return {"site": self.site, "region": self.region, "anchor": "row" if self.rows else "pointwise",
+        return {"site": self.site, "region": self.region, "anchor": self.anchor,
                 "launches": p.launches, "bytes": p.before, "bytes_fused": p.after, "flops": p.flops}  # fmt: skip
 
 
@@ -49,5 +49,5 @@ def savings(program: Program, found: Iterable[Find]) -> list[Saving]:
             own = copied(graph)
             examples(program.module(path), own)
             known[id(graph)] = regions(program.module(path), own, partial(_inside, program, path))
-        listed += [Saving(path, r.name, r.rows, price(r)) for r in known[id(graph)]]
+        listed += [Saving(path, r.name, r.anchor, price(r)) for r in known[id(graph)]]
     return listed

@@ -49,7 +49,7 @@ def _priced(saving: Saving) -> tuple[str, ...]:
     p, h200 = saving.price, machine("h200")
     before, after = (in_seconds(p.seconds(h200, fused=f)) for f in (False, True))
     launches = (f"{p.launches} -> 1", in_bytes(p.before), in_bytes(p.after), f"{p.intensity:.2f}")
-    return (saving.region, "row" if saving.rows else "pointwise", *launches, f"{before} -> {after}")
+    return (saving.region, saving.anchor, *launches, f"{before} -> {after}")
 
 
 def _rows(found: Iterable[tuple[str, tuple[str, ...]]]) -> Iterator[tuple[str, str, tuple[str, ...]]]:

@@ -9,7 +9,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from test_recognise import GATES, Block, X
 
-from gatec.lower import kernel_for
+from gatec.making import made_for
 from gatec.pipeline import prepare
 from gatec.regions import regions
 from gatec.rewrite import copied
@@ -30,7 +30,7 @@ def found(name):
 @pytest.mark.parametrize("name", FUSED)
 def test_the_kernel_of_a_region_is_the_region(name):
     (region,) = found(name)
-    kernel, _ = kernel_for(region)
+    kernel = made_for(region).kernel
     generator = torch.Generator().manual_seed(0)
     operands = [torch.randn(x.shape, generator=generator).requires_grad_() for x in region.examples]
     wanted = region.function()(*operands)
