@@ -31,12 +31,13 @@ from gatec.pipeline import convert, convert_, gate_parameters, load, why  # noqa
 from gatec.program import Edit  # noqa: E402
 from gatec.recurrence import linear_recurrence  # noqa: E402
 from gatec.report import Report, report  # noqa: E402
+from gatec.rerolling import reroll, reroll_  # noqa: E402
 from gatec.site import Site  # noqa: E402
 
 __version__ = "0.1.0"
 __all__ = [  # noqa: RUF022 - in the order in which a reader meets them
     # what a user calls
-    "scan", "why", "convert", "convert_", "fuse", "fuse_", "compact", "export", "save", "load", "report", "gates",
+    "scan", "why", "convert", "convert_", "fuse", "fuse_", "reroll", "reroll_", "compact", "export", "save", "load", "report", "gates",
     "explain", "kernels_of", "gate_parameters", "backend",
     # what comes back
     "Census", "Edit", "Explanation", "GatecError", "Refused", "Report",

@@ -37,20 +37,22 @@ def examples(module: nn.Module, graph: fx.Graph) -> None:
             continue
         if any("val" not in n.meta for n in node.all_input_nodes):  # behind a shell whose result is not known
             continue
-        if node.op == "get_attr":
-            node.meta["val"] = operator.attrgetter(str(node.target))(module)
-            continue
-        args, kwargs = fx.node.map_arg(
-            (node.args, node.kwargs), lambda n: tree_map(lambda v: _blank(v, mode), n.meta["val"])
-        )
-        with pretending(mode):
-            if node.op == "call_module":
-                value = module.get_submodule(str(node.target))(*args, **kwargs)
-            elif node.op == "call_method":
-                value = getattr(args[0], str(node.target))(*args[1:], **kwargs)
-            else:
-                value = node.target(*args, **kwargs)
-        node.meta["val"] = value
+        node.meta["val"] = example(module, node, mode)
+
+
+def example(module: nn.Module, node: fx.Node, mode: FakeTensorMode) -> Any:
+    """An example of what one node computes from those of its inputs."""
+    if node.op == "get_attr":
+        return operator.attrgetter(str(node.target))(module)
+    args, kwargs = fx.node.map_arg(
+        (node.args, node.kwargs), lambda n: tree_map(lambda v: _blank(v, mode), n.meta["val"])
+    )
+    with pretending(mode):
+        if node.op == "call_module":
+            return module.get_submodule(str(node.target))(*args, **kwargs)
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
 def _blank(value: Any, mode: FakeTensorMode) -> Any:
@@ -65,7 +67,12 @@ def inline(graph: fx.Graph, path: str, child: fx.Graph) -> None:
     calls = [n for n in graph.nodes if n.op == "call_module" and n.target == path]
     if len(calls) != 1:
         raise Refused(f"{path} is called {len(calls)} times by the module around it")
-    call = calls[0]
+    spread(graph, calls[0], child)
+
+
+def spread(graph: fx.Graph, call: fx.Node, child: fx.Graph) -> None:
+    """Replace one call of a child module by the nodes of its graph."""
+    path = str(call.target)
     with graph.inserting_before(call):
         feed = list(_leaves(graph, (call.args, call.kwargs)))
         env: dict[fx.Node, Any] = {}

@@ -1,0 +1,176 @@
+"""One graph for every length: two graphs of other lengths must be the same but for numbers that grow with the length."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from gatec.capture import Call
+from gatec.capture.guards import hold
+from gatec.capture.structure import flatten, rebuild
+from gatec.errors import GatecError, Refused
+from gatec.reroll.loops import LEAST
+
+Again = Callable[[Call], fx.Graph]  # the graph of another call, its loops rolled
+
+
+@dataclass(frozen=True)
+class Grows:
+    """A whole number that is the length and `more`."""
+
+    more: int
+
+
+class Differs(Exception):
+    """Two graphs are not the same computation at two lengths."""
+
+
+def every_length(graph: fx.Graph, call: Call, steps: int, again: Again) -> str | None:
+    """Lift the guards on the length that its loops run over; else the reason why they stay."""
+    why = "no size is asked for that its steps are counted by"
+    for node in [n for n in graph.nodes if n.target is hold and type(n.args[1]) is int]:
+        length = node.args[1]
+        if not steps <= length <= steps + 2 or not isinstance(node.args[0], fx.Node):
+            continue
+        try:
+            _lifted(graph, node, call, length, again)
+            return None
+        except Differs as e:
+            why = str(e)
+    return why
+
+
+def _lifted(graph: fx.Graph, decision: fx.Node, call: Call, length: int, again: Again) -> None:
+    """Every number that follows the length is computed from it; nothing is changed unless all of them are."""
+    others = (length + 3, max(LEAST + 2, length // 2)) if length > LEAST + 2 else (length + 3, length + 8)
+    for other in others:
+        twin = _other(graph, call, length, other, again)
+        found = list(_compared(graph, twin, length, other))
+    order = {n: i for i, n in enumerate(graph.nodes)}
+    if any(order[n] < order[decision] and n.target is not hold for n, _, _ in found):
+        raise Differs("the length is used before it is asked for")
+    _write(graph, decision, found, min(length, *others))
+
+
+def _other(graph: fx.Graph, call: Call, length: int, other: int, again: Again) -> fx.Graph:
+    """The graph of the call at another length: all sizes of that length together, or only the first argument's."""
+    trouble = "no argument has the length that its steps are counted by"
+    for resized in _calls(call, length, other):
+        try:
+            return again(resized)
+        except (Refused, GatecError) as e:
+            trouble = f"at the length {other}: {e}"
+    raise Differs(trouble)
+
+
+def _calls(call: Call, length: int, other: int) -> Iterator[Call]:
+    given = flatten(call.args, call.kwargs).leaves
+    places = [(i, d) for i, x in enumerate(given) if isinstance(x, Tensor) for d in range(x.ndim) if x.shape[d] == length]
+    sets = [places, *([p for p in places if p[1] == d] for d in sorted({d for _, d in places}))]
+    for chosen in [s for i, s in enumerate(sets) if s and s not in sets[:i]]:
+        made = list(given)
+        for i, d in chosen:
+            turn = torch.arange(other, device=made[i].device) % length
+            made[i] = made[i].detach().index_select(d, turn)
+        args, kwargs = rebuild((call.args, call.kwargs), iter(made))
+        yield Call(args, kwargs)
+
+
+Found = tuple[fx.Node, Any, Any]
+
+
+def _compared(graph: fx.Graph, twin: fx.Graph, length: int, other: int) -> Iterator[Found]:
+    """(node, its args, its kwargs) with Grows in the place of numbers that follow the length."""
+    nodes, twins = list(graph.nodes), list(twin.nodes)
+    if len(nodes) != len(twins):
+        raise Differs(f"at the length {other} it takes other steps")
+    same = dict(zip(twins, nodes, strict=True))
+
+    def both(x: Any, y: Any) -> Any:
+        if isinstance(x, fx.Node):
+            if not isinstance(y, fx.Node) or same[y] is not x:
+                raise Differs(f"at the length {other} something else goes into {node.name}")
+            return x
+        if isinstance(x, slice) and isinstance(y, slice):
+            return slice(both(x.start, y.start), both(x.stop, y.stop), both(x.step, y.step))
+        if type(x) is not type(y):
+            raise Differs(f"at the length {other} {y!r:.60} stands for {x!r:.60}")
+        if isinstance(x, (tuple, list)) and len(x) == len(y):
+            items = [both(a, b) for a, b in zip(x, y, strict=True)]
+            return type(x)(items) if type(x) in (tuple, list) else x
+        if isinstance(x, dict) and x.keys() == y.keys():
+            return {k: both(v, y[k]) for k, v in x.items()}
+        if x is y or (not isinstance(x, Tensor) and x == y) or _alike(x, y):
+            return x
+        if type(x) is int and x - length == y - other:
+            return Grows(x - length)
+        raise Differs(f"{x!r:.60} becomes {y!r:.60} at the length {other} ({node.meta.get('where')})")
+
+    for node, double in zip(nodes, twins, strict=True):
+        if node.op != double.op or (node.target != double.target and not _alike(node.target, double.target)):
+            raise Differs(f"at the length {other} it takes other steps ({node.meta.get('where')})")
+        if node.op == "placeholder":
+            continue
+        args, kwargs = both(node.args, double.args), both(dict(node.kwargs), dict(double.kwargs))
+        if _grows((args, kwargs)):
+            yield node, args, kwargs
+
+
+def _alike(x: Any, y: Any) -> bool:
+    """Two objects that a capture made for one thing, such as a class as a value of the graph."""
+    return type(x) is type(y) and hasattr(x, "__dict__") and vars(x) == vars(y) and bool(vars(x))
+
+
+def _grows(value: Any) -> bool:
+    return any(isinstance(g, Grows) for g in _parts(value))
+
+
+def _parts(value: Any) -> Iterator[Any]:
+    if isinstance(value, slice):
+        value = (value.start, value.stop, value.step)
+    if isinstance(value, dict):
+        value = tuple(value.values())
+    if isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _parts(item)
+    else:
+        yield value
+
+
+def _write(graph: fx.Graph, decision: fx.Node, found: list[Found], least: int) -> None:
+    """The length where it was decided, and sums with it; the shortest length that was compared stays a guard."""
+    length = decision.args[0]
+    assert isinstance(length, fx.Node)
+    made: dict[int, fx.Node] = {0: length}
+
+    def number(g: Grows) -> fx.Node:
+        if g.more not in made:
+            with graph.inserting_before(decision):
+                made[g.more] = graph.call_function(operator.add, (length, g.more))
+            made[g.more].meta = {**decision.meta, "val": length.meta["val"] + g.more}
+        return made[g.more]
+
+    for node, args, kwargs in found:
+        if node is not decision:
+            node.args, node.kwargs = _filled((args, kwargs), number)
+    with graph.inserting_before(decision):
+        long = graph.call_function(operator.ge, (length, least))
+    long.meta = {**decision.meta, "val": True}
+    decision.args = (long, True, decision.args[2])
+
+
+def _filled(value: Any, number: Callable[[Grows], fx.Node]) -> Any:
+    if isinstance(value, Grows):
+        return number(value)
+    if isinstance(value, slice):
+        return slice(*(_filled(v, number) for v in (value.start, value.stop, value.step)))
+    if isinstance(value, dict):
+        return {k: _filled(v, number) for k, v in value.items()}
+    if type(value) in (tuple, list):
+        return type(value)(_filled(v, number) for v in value)
+    return value
