@@ -37,8 +37,8 @@ from gatec.site import Site  # noqa: E402
 __version__ = "0.1.0"
 __all__ = [  # noqa: RUF022 - in the order in which a reader meets them
     # what a user calls
-    "scan", "why", "convert", "convert_", "fuse", "fuse_", "reroll", "reroll_", "compact", "export", "save", "load", "report", "gates",
-    "explain", "kernels_of", "gate_parameters", "backend",
+    "scan", "why", "convert", "convert_", "fuse", "fuse_", "reroll", "reroll_", "compact", "export", "save", "load",
+    "report", "gates", "explain", "kernels_of", "gate_parameters", "backend",
     # what comes back
     "Census", "Edit", "Explanation", "GatecError", "Refused", "Report",
     # what a pass is made of

@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 from torch import nn
 
 from gatec.pipeline import all_or_nothing, copied, prepare
-from gatec.reroll import reroll_program
 from gatec.report import Report, attach
+from gatec.reroll import reroll_program
 from gatec.trail import note
 from gatec.verify import distance, forward
 

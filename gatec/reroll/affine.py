@@ -4,30 +4,55 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from torch import Tensor, fx, nn
 
 from gatec.errors import Refused
 from gatec.reroll.batch import name_of
-from gatec.reroll.loops import Carry, Local, leaves
-
-if TYPE_CHECKING:
-    from gatec.reroll.roll import Roll
+from gatec.reroll.loops import Carry, Local, Loop, leaves
+from gatec.reroll.maker import Maker
 
 Pair = tuple[Any, Any]  # a and b; None is zero
 SUMS = {"add": 1, "iadd": 1, "sub": -1, "isub": -1, "subtract": -1}
 PRODUCTS = {"mul", "imul", "multiply"}
 QUOTIENTS = {"truediv", "itruediv", "div", "divide", "true_divide"}
-KEPT = {"clone", "contiguous", "positive", "pos", "to", "float", "double", "half", "bfloat16", "type_as", "cpu", "cuda"}
+KEPT = {
+    "clone",
+    "contiguous",
+    "positive",
+    "pos",
+    "to",
+    "type",
+    "float",
+    "double",
+    "half",
+    "bfloat16",
+    "type_as",
+    "cpu",
+    "cuda",
+}
+
+
+class Values(Protocol):
+    """A loop's values by offset."""
+
+    loop: Loop
+    maker: Maker
+
+    def operand(self, kind: Any) -> Any: ...
+
+    def where(self, offset: int) -> str: ...
 
 
 class Affine:
     """The nodes of one cycle as pairs (a, b) of values that do not depend on the state."""
 
-    def __init__(self, roll: Roll, cycle: frozenset[int], carried: int, state: Tensor) -> None:
+    def __init__(self, roll: Values, cycle: frozenset[int], carried: int, state: Tensor) -> None:
         self.roll, self.maker, self.cycle, self.carried, self.state = roll, roll.maker, cycle, carried, state
-        found = [k for j in cycle for k in leaves(roll.loop.arguments[j]) if isinstance(k, Carry) and k.offset == carried]
+        found = [
+            k for j in cycle for k in leaves(roll.loop.arguments[j]) if isinstance(k, Carry) and k.offset == carried
+        ]
         self.carry = found[0]
         if any(k != self.carry for k in found):
             raise Refused(f"its first step starts from several values ({roll.where(carried)})")
@@ -135,7 +160,11 @@ def _lerp(me: Affine, args: Any, kwargs: Any) -> Pair:
 
 def _addcmul(me: Affine, args: Any, kwargs: Any) -> Pair:
     start = me._pair(args[0])
-    new = me.product(args[1], args[2]) if any(map(me._depends, args[1:3])) else me.scaled(me._pair(args[1]), me._pair(args[2])[1])
+    new = (
+        me.product(args[1], args[2])
+        if any(map(me._depends, args[1:3]))
+        else me.scaled(me._pair(args[1]), me._pair(args[2])[1])
+    )
     new = me.scaled(new, me.roll.operand(kwargs["value"])) if "value" in kwargs else new
     return me.maker.plus(start[0], new[0]), me.maker.plus(start[1], new[1])
 

@@ -18,14 +18,14 @@ MORE = {
     "clone", "contiguous", "sign", "floor", "ceil", "round", "isnan", "isfinite", "bool", "int", "long", "zeros_like", "ones_like",
     "full_like", "threshold", "logit", "hardshrink", "softshrink", "tanhshrink", "xlogy", "remainder", "fmod", "maximum",
     "minimum", "bitwise_and", "bitwise_or", "invert", "and", "or", "floordiv", "floor_divide", "true_divide", "subtract",
-    "divide", "negative", "absolute", "clip", "log_sigmoid",
+    "divide", "negative", "absolute", "clip", "log_sigmoid", "type",
 }  # fmt: skip
 ALONG = {"sum", "mean", "amax", "amin", "prod", "softmax", "log_softmax", "cumsum", "cumprod", "logsumexp", "norm", "std", "var",
          "squeeze", "normalize", "unsqueeze", "chunk", "split", "glu"}  # fmt: skip
 SHAPES = {"view", "reshape", "expand"}
 PRODUCTS = {"matmul", "bmm", "mm", "mv"}
 TRAILING = (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Identity, nn.Embedding)
-DICE = ("rand", "bernoulli", "multinomial", "normal", "exponential", "poisson")
+DICE = {"bernoulli", "multinomial", "normal", "exponential", "poisson", "uniform", "alpha_dropout", "rrelu"}
 Rule = Callable[[Maker, fx.Node, list[Any], dict[str, Any], int], Any]
 
 
@@ -48,7 +48,9 @@ def batched(maker: Maker, node: fx.Node, args: list[Any], kwargs: dict[str, Any]
 
 def _pointwise(maker: Maker, node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> Any:
     values = maker.aligned(*args, *kwargs.values())
-    return maker.node(node.op, node.target, tuple(values[: len(args)]), dict(zip(kwargs, values[len(args) :], strict=True)))
+    return maker.node(
+        node.op, node.target, tuple(values[: len(args)]), dict(zip(kwargs, values[len(args) :], strict=True))
+    )
 
 
 def _module(maker: Maker, node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> Any:
@@ -86,7 +88,7 @@ def _along(maker: Maker, node: fx.Node, args: list[Any], kwargs: dict[str, Any],
     dim = kwargs.get("dim", args[at] if len(args) > at else None)
     if dim is None and name_of(node) in ("chunk", "split", "normalize", "glu"):
         dim = {"chunk": 0, "split": 0, "normalize": 1, "glu": -1}[name_of(node)]
-    if dim is None or len(args) <= at - 1:
+    if dim is None:
         raise Refused(f"{name_of(node)} over all that a step has")
     return maker.node(node.op, node.target, tuple(args[:at]), {**rest, "dim": _later(dim)} | _after(args, at))
 
@@ -121,7 +123,8 @@ def _transposed(maker: Maker, node: fx.Node, args: list[Any], kwargs: dict[str, 
 
 
 def _flattened(maker: Maker, node: fx.Node, args: list[Any], kwargs: dict[str, Any], steps: int) -> Any:
-    x, first, last = [*args, *(0, -1)[len(args) - 1 :]] if not kwargs else (args[0], *kwargs.values())
+    named = {"start_dim": 0, "end_dim": -1, **dict(zip(("start_dim", "end_dim"), args[1:], strict=False)), **kwargs}
+    x, first, last = args[0], named["start_dim"], named["end_dim"]
     return maker.make("flatten", x, _later(first), _later(last))
 
 
@@ -180,8 +183,8 @@ def _size(maker: Maker, node: fx.Node, args: list[Any], kwargs: dict[str, Any], 
 
 
 def _dropped(maker: Maker, node: fx.Node, args: list[Any], kwargs: dict[str, Any], steps: int) -> Any:
-    p, training, *_ = [*args[1:], *(0.5, True)[len(args) - 1 :]]
-    return _dropout(maker, args[0], kwargs.get("p", p), kwargs.get("training", training))
+    named = {"p": 0.5, "training": True, **dict(zip(("p", "training"), args[1:], strict=False)), **kwargs}
+    return _dropout(maker, args[0], named["p"], named["training"])
 
 
 def _listed(maker: Maker, node: fx.Node, args: list[Any], kwargs: dict[str, Any], steps: int) -> Any:

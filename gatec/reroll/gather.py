@@ -12,7 +12,7 @@ from torch import fx
 from gatec.reroll.maker import Maker
 from gatec.reroll.roll import Home
 
-JOINS = {torch.stack: "stack", torch.cat: "cat", torch.concat: "cat", torch.concatenate: "cat"}
+JOINS: dict[Any, str] = {torch.stack: "stack", torch.cat: "cat", torch.concat: "cat", torch.concatenate: "cat"}
 
 
 def gather(maker: Maker, home: Home, inside: set[fx.Node]) -> None:
@@ -68,7 +68,12 @@ def _runs(items: Iterable[fx.Node], home: Home) -> list[Run]:
         whole, at = home[item]
         at %= whole.meta["val"].shape[0]
         last = runs[-1] if runs else None
-        if isinstance(last, tuple) and last[0] is whole and at - last[2] == (last[3] or at - last[2]) and abs(at - last[2]) == 1:
+        if (
+            isinstance(last, tuple)
+            and last[0] is whole
+            and at - last[2] == (last[3] or at - last[2])
+            and abs(at - last[2]) == 1
+        ):
             runs[-1] = whole, last[1], at, at - last[2]
         else:
             runs.append((whole, at, at, 0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass, field
 
 from torch import Tensor, fx, nn
@@ -16,16 +17,14 @@ from gatec.rewrite import copied
 from gatec.tidy import dead
 
 
-FEW = 8  # steps that are not worth one operation for all of them where none needs the one before
-
-
 @dataclass
 class Rerolled:
-    """A graph without its loops: how many steps each had, and why others stayed."""
+    """A graph without its loops: how many steps each had, where it stood, and why others stayed."""
 
     graph: fx.Graph
     steps: list[int] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
+    inside: set[str] = field(default_factory=set)
     left: list[str] = field(default_factory=list)
 
 
@@ -49,6 +48,7 @@ def reroll_graph(module: nn.Module, graph: fx.Graph, graph_of: GraphOf) -> Rerol
         inside |= set(loop.place)
         found.steps.append(len(loop))
         found.lines.append(line)
+        found.inside |= loop.lines
     gather(Maker(module, found.graph, found.graph.output_node()), home, inside)
     for loop in rolled:
         _remove(found.graph, loop)
@@ -62,8 +62,6 @@ def _one(module: nn.Module, graph: fx.Graph, loop: Loop, home: Home, inside: set
     _whole(loop, others)
     maker = Maker(module, graph, loop.steps[-1][-1].next)
     roll = Roll(maker, loop, home)
-    if not roll.cycles and not any(later for _, _, later in loop.links) and len(loop) < FEW:
-        raise Refused("its steps do not depend on each other")
     stored = roll.effects()
     own = set(loop.place)
     needed = [j for j in range(len(loop.steps[0])) if any(_read(step[j], own) for step in loop.steps)]
@@ -81,6 +79,11 @@ def _read(node: fx.Node, own: set[fx.Node]) -> bool:
 
 
 def _carries(loop: Loop) -> bool:
+    """Whether a step needs the one before, by a value or by what was written."""
+    step = loop.steps[-1]
+    stores = [n for n in step if n.target is operator.setitem]
+    if any(n.args[0] in other.all_input_nodes for n in stores for other in step if other not in stores):
+        return True
     try:
         return any(later for _, _, later in loop.links)
     except Refused:

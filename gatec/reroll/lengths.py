@@ -15,7 +15,9 @@ from gatec.capture.guards import hold
 from gatec.capture.structure import flatten, rebuild
 from gatec.errors import GatecError, Refused
 from gatec.reroll.loops import LEAST
+from gatec.reroll.source import steady
 
+NEAR = 2  # steps that a loop may do apart from the others
 Again = Callable[[Call], fx.Graph]  # the graph of another call, its loops rolled
 
 
@@ -30,22 +32,33 @@ class Differs(Exception):
     """Two graphs are not the same computation at two lengths."""
 
 
-def every_length(graph: fx.Graph, call: Call, steps: int, again: Again) -> str | None:
-    """Lift the guards on the length that its loops run over; else the reason why they stay."""
+def every_length(graph: fx.Graph, call: Call, steps: int, lines: frozenset[str], again: Again) -> str:
+    """Lift the guards on the length that its loops run over; what became of them, in words.
+
+    `lines` are those of the loops. Where their source does not show that all steps are alike, however many there are,
+    the longest length that was compared stays a guard.
+    """
     why = "no size is asked for that its steps are counted by"
     for node in [n for n in graph.nodes if n.target is hold and type(n.args[1]) is int]:
         length = node.args[1]
-        if not steps <= length <= steps + 2 or not isinstance(node.args[0], fx.Node):
+        if abs(length - steps) > NEAR or not isinstance(node.args[0], fx.Node):
             continue
         try:
-            _lifted(graph, node, call, length, again)
-            return None
+            most = _lifted(graph, node, call, length, lines, again)
         except Differs as e:
             why = str(e)
-    return why
+            continue
+        return (
+            "one graph for every length"
+            if most is None
+            else f"one graph for every length up to {steps - length + most}"
+        )
+    return f"a graph for each length ({why})"
 
 
-def _lifted(graph: fx.Graph, decision: fx.Node, call: Call, length: int, again: Again) -> None:
+def _lifted(
+    graph: fx.Graph, decision: fx.Node, call: Call, length: int, lines: frozenset[str], again: Again
+) -> int | None:
     """Every number that follows the length is computed from it; nothing is changed unless all of them are."""
     others = (length + 3, max(LEAST + 2, length // 2)) if length > LEAST + 2 else (length + 3, length + 8)
     for other in others:
@@ -54,7 +67,10 @@ def _lifted(graph: fx.Graph, decision: fx.Node, call: Call, length: int, again: 
     order = {n: i for i, n in enumerate(graph.nodes)}
     if any(order[n] < order[decision] and n.target is not hold for n, _, _ in found):
         raise Differs("the length is used before it is asked for")
-    _write(graph, decision, found, min(length, *others))
+    asked = [str(decision.args[2]), *(str(n.args[2]) for n, _, _ in found if n.target is hold)]
+    most = None if steady(lines, asked) else max(length, *others)
+    _write(graph, decision, found, min(length, *others), most)
+    return most
 
 
 def _other(graph: fx.Graph, call: Call, length: int, other: int, again: Again) -> fx.Graph:
@@ -69,16 +85,19 @@ def _other(graph: fx.Graph, call: Call, length: int, other: int, again: Again) -
 
 
 def _calls(call: Call, length: int, other: int) -> Iterator[Call]:
+    """Calls whose sizes follow the length: those of exactly that length first, then those that differ by a few."""
     given = flatten(call.args, call.kwargs).leaves
-    places = [(i, d) for i, x in enumerate(given) if isinstance(x, Tensor) for d in range(x.ndim) if x.shape[d] == length]
-    sets = [places, *([p for p in places if p[1] == d] for d in sorted({d for _, d in places}))]
-    for chosen in [s for i, s in enumerate(sets) if s and s not in sets[:i]]:
-        made = list(given)
-        for i, d in chosen:
-            turn = torch.arange(other, device=made[i].device) % length
-            made[i] = made[i].detach().index_select(d, turn)
-        args, kwargs = rebuild((call.args, call.kwargs), iter(made))
-        yield Call(args, kwargs)
+    for more in sorted(range(-NEAR, NEAR + 1), key=abs):
+        places = [(i, d) for i, x in enumerate(given) if isinstance(x, Tensor)
+                  for d in range(x.ndim) if x.shape[d] == length + more]  # fmt: skip
+        sets = [places, *([p for p in places if p[1] == d] for d in sorted({d for _, d in places}))]
+        for chosen in [s for i, s in enumerate(sets) if s and s not in sets[:i]]:
+            made = list(given)
+            for i, d in chosen:
+                turn = torch.arange(other + more, device=made[i].device) % (length + more)
+                made[i] = made[i].detach().index_select(d, turn)
+            args, kwargs = rebuild((call.args, call.kwargs), iter(made))
+            yield Call(args, kwargs)
 
 
 Found = tuple[fx.Node, Any, Any]
@@ -142,7 +161,7 @@ def _parts(value: Any) -> Iterator[Any]:
         yield value
 
 
-def _write(graph: fx.Graph, decision: fx.Node, found: list[Found], least: int) -> None:
+def _write(graph: fx.Graph, decision: fx.Node, found: list[Found], least: int, most: int | None) -> None:
     """The length where it was decided, and sums with it; the shortest length that was compared stays a guard."""
     length = decision.args[0]
     assert isinstance(length, fx.Node)
@@ -158,10 +177,18 @@ def _write(graph: fx.Graph, decision: fx.Node, found: list[Found], least: int) -
     for node, args, kwargs in found:
         if node is not decision:
             node.args, node.kwargs = _filled((args, kwargs), number)
-    with graph.inserting_before(decision):
-        long = graph.call_function(operator.ge, (length, least))
-    long.meta = {**decision.meta, "val": True}
-    decision.args = (long, True, decision.args[2])
+        if node is not decision and node.target is hold:  # another size that is the length, or follows it
+            with graph.inserting_before(node):
+                equal = graph.call_function(operator.eq, node.args[:2])
+            equal.meta = {**node.meta, "val": True}
+            node.args = (equal, True, node.args[2])
+    for compare, bound in ((operator.ge, least), (operator.le, most)):
+        if bound is not None:
+            with graph.inserting_before(decision):
+                holds = graph.call_function(compare, (length, bound))
+                graph.call_function(hold, (holds, True, decision.args[2])).meta = {**decision.meta, "val": None}
+            holds.meta = {**decision.meta, "val": True}
+    graph.erase_node(decision)
 
 
 def _filled(value: Any, number: Callable[[Grows], fx.Node]) -> Any:

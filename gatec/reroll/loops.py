@@ -75,14 +75,19 @@ class Loop:
     @cached_property
     def arguments(self) -> list[tuple[Any, Any]]:
         """The positional and the keyword arguments of each offset."""
-        columns = zip(*self.steps, strict=True)
-        return [(self._column([n.args for n in c]), self._column([n.kwargs for n in c])) for c in columns]
+        return [self._given(nodes) for nodes in zip(*self.steps, strict=True)]
 
     @cached_property
     def links(self) -> list[tuple[int, int, bool]]:
         """(offset, the offset that reads it, whether one step later)."""
         pairs = [(k, j) for j, args in enumerate(self.arguments) for k in leaves(args)]
         return [(k.offset, j, isinstance(k, Carry)) for k, j in pairs if isinstance(k, (Local, Carry))]
+
+    def _given(self, nodes: Sequence[fx.Node]) -> tuple[Any, Any]:
+        try:
+            return self._column([n.args for n in nodes]), self._column([dict(n.kwargs) for n in nodes])
+        except Refused as e:
+            raise Refused(f"{e} ({nodes[-1].meta.get('where')})") from None
 
     def _column(self, values: list[Any]) -> Any:
         first = values[0]

@@ -82,7 +82,11 @@ def _in_place(graph: fx.Graph) -> None:
         if target is None or memory is None or not isinstance(old, fx.Node):
             continue
         same, here = old.meta["val"], node.meta.get("val")
-        form = isinstance(here, Tensor) and isinstance(same, Tensor) and (here.shape, here.dtype) == (same.shape, same.dtype)
+        form = (
+            isinstance(here, Tensor)
+            and isinstance(same, Tensor)
+            and (here.shape, here.dtype) == (same.shape, same.dtype)
+        )
         own = all(n.op not in ("placeholder", "get_attr") for n in sharing[memory])
         unread = all(place[u] <= place[node] for n in sharing[memory] if place[n] < place[node] for u in n.users)
         if form and own and unread:

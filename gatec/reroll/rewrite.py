@@ -36,18 +36,20 @@ class Reroll:
             if root is not None:
                 raise Refused("; ".join(found.left) or NOTHING)
             return
-        why = self._any_length(module, found, call)
-        lines = ", ".join(dict.fromkeys(found.lines))
-        self.told = f"{lines}: " + ("one graph for every length" if why is None else f"a graph for each length ({why})")
+        self.told = f"{', '.join(dict.fromkeys(found.lines))}: {self._any_length(module, found, call)}"
         _moved(found.graph, graph)
 
     def born(self, site: Any) -> None:
         """A loop that is rolled adds nothing."""
 
-    def _any_length(self, module: nn.Module, found: Rerolled, call: Call) -> str | None:
+    def _any_length(self, module: nn.Module, found: Rerolled, call: Call) -> str:
         if found.left:
-            return "a loop of it stays"
-        return every_length(found.graph, call, found.steps[0], lambda other: self._again(module, other).graph)
+            return "a graph for each length (a loop of it stays)"
+
+        def again(other: Call) -> fx.Graph:
+            return self._again(module, other).graph
+
+        return every_length(found.graph, call, found.steps[0], frozenset(found.inside), again)
 
     def _again(self, module: nn.Module, call: Call) -> Rerolled:
         """The rolled graph of another call, with what was rewritten before this."""

@@ -12,13 +12,13 @@ from torch import Tensor, fx
 
 from gatec.capture.guards import hold, writes
 from gatec.errors import Refused
+from gatec.match.terms import storage
 from gatec.recurrence import linear_recurrence
 from gatec.reroll.affine import Affine
 from gatec.reroll.batch import DICE, batched, name_of
 from gatec.reroll.index import counts, read, write
 from gatec.reroll.loops import Carry, Count, Each, Local, Loop, Same, leaves
 from gatec.reroll.maker import Maker
-from gatec.match.terms import storage
 
 MOST = 2**30  # bytes of all states of one recurrence
 Home = dict[fx.Node, tuple[fx.Node, int]]
@@ -82,9 +82,9 @@ class Roll:
 
     def allowed(self, node: fx.Node) -> None:
         name = name_of(node)
-        if writes(node):
+        if writes(node) and node.kwargs.get("out", node) is not None:
             raise Refused(f"{name} writes in place at every step ({node.meta.get('where')})")
-        if name.startswith(DICE):
+        if name in DICE or name.startswith("rand"):
             raise Refused(f"it draws random numbers at every step ({node.meta.get('where')})")
 
     def taken(self, node: fx.Node, args: Any) -> Any:
@@ -116,7 +116,9 @@ class Roll:
         if isinstance(kind, Count):
             raise Refused("it computes with the number of the step")
         if isinstance(kind, slice):
-            return slice(*(self.operand(p) if isinstance(p, (Same, Count)) else p for p in (kind.start, kind.stop, kind.step)))
+            return slice(
+                *(self.operand(p) if isinstance(p, (Same, Count)) else p for p in (kind.start, kind.stop, kind.step))
+            )
         if isinstance(kind, (tuple, list)):
             return type(kind)(map(self.operand, kind))
         return kind
@@ -210,11 +212,10 @@ class Roll:
     def unread(self, offset: int, base: fx.Node) -> None:
         """Refuse where what is written is also read in the loop."""
         memory = storage(base)
-        for step in self.loop.steps[-1:]:
-            for j, node in enumerate(step):
-                reads = [n for n in node.all_input_nodes if n is base or (memory is not None and storage(n) == memory)]
-                if j != offset and reads and node.target is not operator.setitem:
-                    raise Refused(f"it reads what it writes ({self.where(j)})")
+        for j, node in enumerate(self.loop.steps[-1]):
+            reads = [n for n in node.all_input_nodes if n is base or (memory is not None and storage(n) == memory)]
+            if j != offset and reads and node.target is not operator.setitem:
+                raise Refused(f"it reads what it writes ({self.where(j)})")
 
     def store(self, base: fx.Node, index: Any, value: Any) -> None:
         write(self.maker, base, index, value, len(self.loop), self.down)
