@@ -30,12 +30,14 @@ class Exported:
     dynamic: dict[str, tuple[str, ...]]
     parity: tuple[Parity, ...]
     notes: tuple[str, ...]
+    skips: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         operators = sorted(self.operators.items(), key=lambda item: (-item[1], item[0]))
         rows = [("wrote", f"{self.path}   {in_bytes(self.size)}   opset {self.opset}")]
         rows += [("input", f"{name}[{', '.join(axes)}]") for name, axes in self.dynamic.items()]
         rows += [("holds", line) for line in wrapped(f"{name} {n}" for name, n in operators)]
+        rows += [("skips", skipped) for skipped in self.skips]
         rows += [("verify", str(row)) for row in self.parity]
         rows += [("note", note) for note in self.notes]
         return "\n".join(f"{name:<7}{text}" for name, text in rows)

@@ -2,6 +2,7 @@
 
 import copy
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -36,17 +37,24 @@ def runtime() -> None:
 
 
 def proven(
-    file: Path, flat: Flat, tensors: Tensors, axes: list[Axis], count: int, tolerance: float | None
+    file: Path,
+    flat: Flat,
+    tensors: Tensors,
+    axes: list[Axis],
+    count: int,
+    tolerance: float | None,
+    more: Sequence[tuple[str, Tensors]] = (),
 ) -> tuple[tuple[Parity, ...], list[str]]:
     session, exact = load(file), precise(flat)
     rows, notes = [], []
-    for sizes in shapes(axes, count):
-        outputs = computed(session, flat, exact, resized(tensors, sizes), label(sizes))
-        row = measured(outputs, label(sizes))
+    inputs = [(label(sizes), resized(tensors, sizes)) for sizes in shapes(axes, count)]
+    for shape, given in [*inputs, *more]:
+        outputs = computed(session, flat, exact, given, shape)
+        row = measured(outputs, shape)
         allowed = tolerance if tolerance is not None else default(flat, row)
-        seen = visible(resized(tensors, sizes))
+        seen = visible(given)
         if row.max_rel > allowed and seen is not None:
-            row, notes = measured(outputs, label(sizes), seen), [HIDDEN]
+            row, notes = measured(outputs, shape, seen), [HIDDEN]
         if not row.max_rel <= allowed:
             raise GatecError(
                 f"onnxruntime and eager within {allowed:.1e} of each other",

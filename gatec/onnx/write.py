@@ -12,11 +12,14 @@ from torch import Tensor, nn
 
 from gatec.errors import GatecError
 from gatec.inputs import example_inputs
+from gatec.onnx import skipping
 from gatec.onnx.axes import Axis, Tensors, axes_of, resized
 from gatec.onnx.exported import Exported
 from gatec.onnx.flat import Flat, Inputs, evaluating, flatten
 from gatec.onnx.parity import distance, proven, runtime
+from gatec.onnx.plain import plain
 from gatec.onnx.remedies import Remedy, remedied
+from gatec.onnx.sides import Sides
 from gatec.onnx.translate import GROUPED, translated
 
 OPSETS = range(18, 26)  # above, the exporter stamps files with an opset that is not theirs
@@ -32,11 +35,12 @@ def export(
     shapes_checked: int = 2,
     tolerance: float | None = None,
     static: Sequence[str] = (),
+    skip: bool = False,
 ) -> Exported:
     """Write the model as ONNX, run it, and return what was found; raises if they disagree.
 
     `inputs` may be left out where the model says what it eats; `static` names sizes (batch, sequence, height, ...) that
-    are to stay as they are in `inputs`.
+    are to stay as they are in `inputs`; with `skip`, what a decision on data leaves unused is not computed.
     """
     runtime()
     if opset not in OPSETS:
@@ -48,8 +52,10 @@ def export(
         tensors = resized(tensors, {a: a.size for a in axes})
         made, axes, more = attempted(flat, tensors, axes, opset)
         with tempfile.TemporaryDirectory(dir=Path(path).resolve().parent) as folder:
+            sides, unskipped = decided(made, Path(folder)) if skip else (None, [])
             file = saved(made, Path(folder) / Path(path).name)
-            rows, hidden = proven(file, flat, tensors, axes, shapes_checked, tolerance)
+            others = sides.more(tensors) if sides else []
+            rows, hidden = proven(file, flat, tensors, axes, shapes_checked, tolerance, others)
             size = sum(part.stat().st_size for part in Path(folder).iterdir())
             # Only what was proven takes the name: an earlier file survives a failed export.
             for part in Path(folder).iterdir():
@@ -62,8 +68,17 @@ def export(
         operators,
         labels(made),
         rows,
-        tuple(notes + more + hidden + sparse(made)),
+        tuple(notes + more + hidden + sparse(made) + unskipped),
+        sides.report() if sides else (),
     )
+
+
+def decided(made: ir.Model, folder: Path) -> tuple[Sides | None, list[str]]:
+    """What is not always needed becomes conditional, in place."""
+    plain(made)
+    dense = made.clone()
+    parts, notes = skipping.skip(made)
+    return (Sides(dense, parts, folder) if parts else None), notes
 
 
 def guessed(model: nn.Module) -> Inputs:

@@ -1,0 +1,81 @@
+"""A graph made plain before it is read: shapes filled in, sizes taken from the inputs, views that do nothing left out."""
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes import common
+from onnx_ir.tape import Tape
+
+from gatec.onnx.sizes import Sizes, attribute, constant, dims, reshaped
+
+
+def plain(model: ir.Model) -> None:
+    common.ShapeInferencePass()(model)
+    sizes = Sizes(model.graph)
+    for node in list(model.graph):
+        same = unchanged(node) or (node.op_type == "Reshape" and swapped(node, sizes)) or sized(node, sizes)
+        if same:
+            replace(node, same)
+    common.RemoveUnusedNodesPass()(model)
+
+
+def replace(node: ir.Node, value: ir.Value) -> None:
+    ir.convenience.replace_all_uses_with(node.outputs[0], value, replace_graph_outputs=True)
+
+
+def unchanged(node: ir.Node) -> ir.Value | None:
+    """The operand of a Slice of everything or of a Transpose that moves nothing."""
+    x, out = (node.inputs[0] if node.inputs else None), node.outputs[0]
+    if x is None or out.is_graph_output():
+        return None
+    if node.op_type == "Transpose":
+        perm = list(attribute(node, "perm", ()))
+        return x if perm == sorted(perm) and perm else None
+    if node.op_type == "Slice":
+        starts, ends, *rest = (constant(v) for v in node.inputs[1:])
+        everything = starts is not None and ends is not None and not starts.any() and (ends > 2**60).all()
+        steps = rest[1] if len(rest) > 1 else np.ones(1)
+        return x if everything and steps is not None and (steps == 1).all() else None
+    return None
+
+
+def sized(node: ir.Node, sizes: Sizes) -> ir.Value | None:
+    """A shape asked of a value inside the graph is computed from the inputs; a Reshape learns what it returns."""
+    if node.op_type == "Reshape" and dims(node.outputs[0]) is None:
+        before, wanted = dims(node.inputs[0]), sizes.elements(node.inputs[1])
+        if before is not None and wanted is not None and (after := reshaped(before, wanted)) is not None:
+            node.outputs[0].shape = ir.Shape(after)
+    if node.op_type == "Transpose" and dims(node.outputs[0]) is None and (before := dims(node.inputs[0])) is not None:
+        perm = attribute(node, "perm") or range(len(before))[::-1]
+        node.outputs[0].shape = ir.Shape([before[p] for p in perm])
+    if node.op_type == "CastLike" and (like := node.inputs[1].dtype) is not None:
+        tape = Tape()
+        out = tape.op("Cast", [node.inputs[0]], {"to": like})
+        out.shape, out.type = node.outputs[0].shape, node.outputs[0].type
+        node.graph.insert_before(node, tape.nodes)
+        return out
+    if node.op_type != "Shape" or node.inputs[0].is_graph_input() or not sizes.knows(dims(node.inputs[0])):
+        return None
+    shape = dims(node.inputs[0])[attribute(node, "start", 0) : attribute(node, "end")]
+    tape = Tape()
+    vector = sizes.vector(tape, shape)
+    node.graph.insert_before(node, tape.nodes)
+    return vector
+
+
+def swapped(node: ir.Node, sizes: Sizes) -> ir.Value | None:
+    """Reshape, Transpose and Reshape that together exchange the last two dimensions are one Transpose."""
+    turn = node.inputs[0].producer()
+    if turn is None or turn.op_type != "Transpose" or list(attribute(turn, "perm", ())) != [0, 2, 1]:
+        return None
+    flat = turn.inputs[0].producer()
+    if flat is None or flat.op_type != "Reshape" or (before := dims(flat.inputs[0])) is None or len(before) < 3:
+        return None
+    inner, outer = sizes.elements(flat.inputs[1]), sizes.elements(node.inputs[1])
+    last = list(before[-2:])
+    if inner is None or inner[1:] != last or outer != [*before[:-2], *last[::-1]]:
+        return None
+    rank, tape = len(before), Tape()
+    out = tape.op("Transpose", [flat.inputs[0]], {"perm": [*range(rank - 2), rank - 1, rank - 2]})
+    out.shape, out.type = ir.Shape(outer), node.outputs[0].type
+    node.graph.insert_before(node, tape.nodes)
+    return out
