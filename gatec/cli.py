@@ -116,6 +116,9 @@ def export(
     model: Model,
     file: Annotated[Path, typer.Argument(help="FILE.onnx")],
     passes: Before = "",
+    skip: Annotated[
+        bool, typer.Option("--skip", help="leave out at run time what a decision on data makes unused")
+    ] = False,
     device: Device = "cpu",
 ) -> None:
     """Export to ONNX, with dynamic batch and length, and compare with onnxruntime."""
@@ -123,7 +126,7 @@ def export(
         raise GatecError("a file to export to", found=repr(str(file)), hint=f"{file.stem}.onnx")
     found = _find(model, device)
     with working("exporting"):
-        exported = gatec.export(_converted(found, passes), file, inputs=found.inputs)
+        exported = gatec.export(_converted(found, passes), file, inputs=found.inputs, skip=skip)
     say(str(exported))
 
 

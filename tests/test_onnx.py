@@ -328,7 +328,7 @@ ERRORS = {
     ),
     "no tensor in": (
         lambda p: export(Conv(), p, {"image": 3}),
-        "inputs that are tensors with at least one dimension\n  found image: int\n"
+        "inputs that are tensors\n  found image: int\n"
         "  try   close over other arguments in a small module around the model",
     ),
     "too many": (

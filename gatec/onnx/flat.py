@@ -43,9 +43,9 @@ def flatten(model: nn.Module, inputs: Inputs) -> tuple[Flat, dict[str, Tensor]]:
         values = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
         tensors = dict(zip(parameter_names(model, len(values)), values, strict=True))
     for name, value in tensors.items():
-        if not isinstance(value, Tensor) or not value.dim():
+        if not isinstance(value, Tensor):
             raise GatecError(
-                "inputs that are tensors with at least one dimension",
+                "inputs that are tensors",
                 found=f"{name}: {type(value).__name__}",
                 hint="close over other arguments in a small module around the model",
             )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_ir as ir
 
-from gatec.onnx.sizes import attribute, constant, dims
+from gatec.onnx.sizes import attribute, constant, dims, operand
 
 
 @dataclass(frozen=True)
@@ -108,10 +109,10 @@ def resolved(need: Need) -> Need:
 
 def masked(node: ir.Node, places: Places, rank: int) -> Need:
     """Where(c, x, 0) is not zero only where c and x are."""
-    for operand, other, side in ((1, 2, True), (2, 1, False)):
+    for kept, other, side in ((1, 2, True), (2, 1, False)):
         if zero(node.inputs[other]):
             chosen = conditions(node.inputs[0], side, narrowed(places, rank, node.inputs[0]))
-            return chosen | conditions(node.inputs[operand], True, narrowed(places, rank, node.inputs[operand]))
+            return chosen | conditions(node.inputs[kept], True, narrowed(places, rank, node.inputs[kept]))
     return NOTHING
 
 
@@ -140,7 +141,7 @@ def picked(value: ir.Value, yes: bool, places: tuple[int | None, ...]) -> Litera
         if index is not None and index.size == 1 and shape is not None and isinstance(of := shape[axis], int):
             axis %= len(shape)
             inner = places if index.ndim == 0 else (*places[:axis], *places[axis + 1 :])
-            base = uncast(node.inputs[0])
+            base = uncast(operand(node))
             return Literal(base, yes, (axis, int(index.reshape(-1)[0]) % of), None, of, inner)
     return Literal(value, yes, places=places)
 
@@ -148,7 +149,7 @@ def picked(value: ir.Value, yes: bool, places: tuple[int | None, ...]) -> Litera
 def uncast(value: ir.Value) -> ir.Value:
     node = value.producer()
     while node is not None and node.op_type in ("Cast", "Identity") and zero_one(value):
-        value = node.inputs[0]
+        value = operand(node)
         node = value.producer()
     return value
 
@@ -191,7 +192,7 @@ def known(value: ir.Value | None) -> bool:
 
 def faithful(cast: ir.Node) -> bool:
     """A Cast under which nothing becomes zero that was not."""
-    source, target = cast.inputs[0].dtype, cast.outputs[0].dtype
+    source, target = operand(cast).dtype, cast.outputs[0].dtype
     real = (ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
     return ir.DataType.BOOL in (source, target) or (source not in real) or (source in real and target in real)
 
@@ -202,7 +203,7 @@ def sparse(value: ir.Value | None) -> bool:
     if node is None:
         return False
     if node.op_type in ("Cast", "Gather", "Slice", "Unsqueeze", "Squeeze", "Reshape", "Expand", "Split", "Identity"):
-        return node.inputs[0].dtype == ir.DataType.BOOL or sparse(node.inputs[0])
+        return operand(node).dtype == ir.DataType.BOOL or sparse(node.inputs[0])
     if node.op_type in ("OneHot", "Hardmax"):
         return True
     if node.op_type == "ScatterElements":
@@ -228,22 +229,22 @@ def zero_one(value: ir.Value | None) -> bool:
     node = value.producer() if value is not None else None
     if node is None or node.op_type not in ("Cast", "Unsqueeze", "Squeeze", "Reshape", "Expand", "Identity"):
         return False
-    return node.inputs[0].dtype == ir.DataType.BOOL or zero_one(node.inputs[0])
+    return operand(node).dtype == ir.DataType.BOOL or zero_one(node.inputs[0])
 
 
 def zero(value: ir.Value | None) -> bool:
-    return filled(value, lambda n: not n.any())
+    return filled(value, lambda n: not bool(n.any()))
 
 
 def one(value: ir.Value | None) -> bool:
     return filled(value, lambda n: bool((n == 1).all()))
 
 
-def filled(value: ir.Value | None, test: object) -> bool:
+def filled(value: ir.Value | None, test: Callable[[np.ndarray], bool]) -> bool:
     """The same known number everywhere."""
     node = value.producer() if value is not None else None
     while node is not None and node.op_type in ("Expand", "Cast", "CastLike", "Unsqueeze", "Reshape", "Identity"):
-        value = node.inputs[0]
+        value = operand(node)
         node = value.producer()
     if node is not None and node.op_type == "ConstantOfShape":
         tensor = attribute(node, "value")

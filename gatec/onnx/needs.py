@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from gatec.onnx.masks import Literal, Need, Part, conditions, known
-from gatec.onnx.sizes import attribute, constant, dims
+from gatec.onnx.sizes import attribute, constant, dims, operand
 
 ALWAYS: Need = frozenset()
 READS = "reads"  # of an If made here: under which clauses, and from which dimension on, it takes rows of a value
@@ -114,9 +114,9 @@ class Reader:
     def selects(self, node: ir.Node) -> bool:
         return any(self.local(node, i) for i in range(len(node.inputs)))
 
-    def first(self, node: ir.Node, mask: int, operand: int) -> bool:
+    def first(self, node: ir.Node, mask: int, other: int) -> bool:
         """Of two masks the earlier one decides whether the later one is looked at."""
-        a, b = node.inputs[mask], node.inputs[operand]
+        a, b = node.inputs[mask], node.inputs[other]
         if node.op_type == "Mul" and not known(b):
             return True
         return self.place(a) < self.place(b)
@@ -125,8 +125,8 @@ class Reader:
         node = value.producer() if value is not None else None
         return -1 if node is None else self.order.get(node, -1)
 
-    def where(self, node: ir.Node, mask: int, operand: int, yes: bool) -> Need:
-        c, v = node.inputs[mask], node.inputs[operand]
+    def where(self, node: ir.Node, mask: int, chosen: int, yes: bool) -> Need:
+        c, v = node.inputs[mask], node.inputs[chosen]
         maker = v.producer() if v is not None else None
         joined = int(attribute(maker, "axis")) if maker is not None and maker.op_type == "Concat" else None
         found = conditions(c, yes, aligned(c, v))
@@ -142,7 +142,7 @@ class Reader:
         if shape is None or shape[axis] != 1:
             return ALWAYS
         part = Part(axis % len(shape), index, len(node.inputs))
-        ways = [self.chosen(user, i, part, v) for user, i in node.outputs[0].uses()]
+        ways = [self.chosen(user, i, part, operand(node, index)) for user, i in node.outputs[0].uses()]
         return either(ways) if ways and not node.outputs[0].is_graph_output() else ALWAYS
 
     def chosen(self, node: ir.Node, index: int, part: Part, v: ir.Value) -> Need:
@@ -178,9 +178,9 @@ def within(node: ir.Node) -> list[ir.Node]:
     return [inner for graph in graphs for inner in graph.all_nodes()]
 
 
-def aligned(mask: ir.Value | None, operand: ir.Value | None) -> tuple[int | None, ...] | None:
+def aligned(mask: ir.Value | None, value: ir.Value | None) -> tuple[int | None, ...] | None:
     """To which dimension of the operand each one of the mask belongs, where both are broadcast."""
-    a, b = dims(mask), dims(operand)
+    a, b = dims(mask), dims(value)
     if a is None or b is None:
         return None
     shift = len(b) - len(a)
@@ -255,7 +255,7 @@ def multiplied(mask: ir.Value | None, whole: ir.Value | None, index: int) -> tup
     return (*batch, None, inner) if index else (*batch, inner, None)
 
 
-def rows_of(need: Need, operand: ir.Value | None) -> Need:
+def rows_of(need: Need, value: ir.Value | None) -> Need:
     """Only conditions on whole rows: a mask over features, or over the keys of attention, chooses nothing to skip."""
-    rank = len(dims(operand) or ())
+    rank = len(dims(value) or ())
     return frozenset(c for c in need if all(x.on_rows(rank) for x in c))

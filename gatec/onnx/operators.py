@@ -93,7 +93,16 @@ def grouped_mm(x: Tensor, weight: Tensor, offs: Tensor | None = None, *rest: Any
     return linear_op(x, weight.transpose(1, 2), offs)
 
 
+def smallest_of_many(x: Tensor, k: int, dim: int = -1, keepdim: bool = False) -> tuple[Tensor, Tensor]:
+    """The k-th smallest is the last of the k smallest."""
+    values, indices = x.topk(k, dim, largest=False, sorted=True)
+    last = (t.narrow(dim, k - 1, 1) for t in (values, indices))
+    found = tuple(t if keepdim else t.squeeze(dim) for t in last)
+    return found[0], found[1]
+
+
 register_translation(GROUPED_OPERATOR, sparse_experts)
 register_translation(torch.ops.aten.sort.stable, stable_sort)
 register_decomposition(torch.ops.aten._grouped_mm.default, grouped_mm)
 register_decomposition("transformers::grouped_mm_fallback", grouped_mm)
+register_decomposition(torch.ops.aten.kthvalue.default, smallest_of_many)

@@ -198,8 +198,8 @@ class Branching:
             value.meta["of"] = value.meta.get("of", value.name)
             value.name = f"{value.name}_{self.sizes.symbol()}"
         for tape in (self.before, self.start, self.end, self.other):
-            for out in (out for node in tape.nodes for out in node.outputs):
-                out.name = out.name or f"{self.sizes.symbol()}_{out.producer().op_type}"
+            for node in tape.nodes:
+                node.outputs[0].name = node.outputs[0].name or f"{self.sizes.symbol()}_{node.op_type}"
         self.graph.remove(self.nodes)
         branch = ir.Graph([], results, nodes=[*self.start.nodes, *self.nodes, *self.end.nodes], name="chosen")
         other = ir.Graph([], zeros, nodes=self.other.nodes, name="otherwise")

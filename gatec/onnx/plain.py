@@ -5,7 +5,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 from onnx_ir.tape import Tape
 
-from gatec.onnx.sizes import Sizes, attribute, constant, dims, reshaped
+from gatec.onnx.sizes import Sizes, attribute, before, constant, dims, operand, reshaped
 
 
 def plain(model: ir.Model) -> None:
@@ -41,41 +41,42 @@ def unchanged(node: ir.Node) -> ir.Value | None:
 def sized(node: ir.Node, sizes: Sizes) -> ir.Value | None:
     """A shape asked of a value inside the graph is computed from the inputs; a Reshape learns what it returns."""
     if node.op_type == "Reshape" and dims(node.outputs[0]) is None:
-        before, wanted = dims(node.inputs[0]), sizes.elements(node.inputs[1])
-        if before is not None and wanted is not None and (after := reshaped(before, wanted)) is not None:
+        shown, wanted = dims(node.inputs[0]), sizes.elements(node.inputs[1])
+        if shown is not None and wanted is not None and (after := reshaped(shown, wanted)) is not None:
             node.outputs[0].shape = ir.Shape(after)
-    if node.op_type == "Transpose" and dims(node.outputs[0]) is None and (before := dims(node.inputs[0])) is not None:
-        perm = attribute(node, "perm") or range(len(before))[::-1]
-        node.outputs[0].shape = ir.Shape([before[p] for p in perm])
-    if node.op_type == "CastLike" and (like := node.inputs[1].dtype) is not None:
+    if node.op_type == "Transpose" and dims(node.outputs[0]) is None and (shown := dims(node.inputs[0])) is not None:
+        perm = attribute(node, "perm") or range(len(shown))[::-1]
+        node.outputs[0].shape = ir.Shape([shown[p] for p in perm])
+    if node.op_type == "CastLike" and (like := operand(node, 1).dtype) is not None:
         tape = Tape()
         out = tape.op("Cast", [node.inputs[0]], {"to": like})
         out.shape, out.type = node.outputs[0].shape, node.outputs[0].type
-        node.graph.insert_before(node, tape.nodes)
+        before(node, tape)
         return out
-    if node.op_type != "Shape" or node.inputs[0].is_graph_input() or not sizes.knows(dims(node.inputs[0])):
+    shape = dims(node.inputs[0]) if node.inputs else None
+    if node.op_type != "Shape" or shape is None or operand(node).is_graph_input() or not sizes.knows(shape):
         return None
-    shape = dims(node.inputs[0])[attribute(node, "start", 0) : attribute(node, "end")]
+    shape = shape[attribute(node, "start", 0) : attribute(node, "end")]
     tape = Tape()
     vector = sizes.vector(tape, shape)
-    node.graph.insert_before(node, tape.nodes)
+    before(node, tape)
     return vector
 
 
 def swapped(node: ir.Node, sizes: Sizes) -> ir.Value | None:
     """Reshape, Transpose and Reshape that together exchange the last two dimensions are one Transpose."""
-    turn = node.inputs[0].producer()
+    turn = operand(node).producer()
     if turn is None or turn.op_type != "Transpose" or list(attribute(turn, "perm", ())) != [0, 2, 1]:
         return None
-    flat = turn.inputs[0].producer()
-    if flat is None or flat.op_type != "Reshape" or (before := dims(flat.inputs[0])) is None or len(before) < 3:
+    flat = operand(turn).producer()
+    if flat is None or flat.op_type != "Reshape" or (shown := dims(flat.inputs[0])) is None or len(shown) < 3:
         return None
     inner, outer = sizes.elements(flat.inputs[1]), sizes.elements(node.inputs[1])
-    last = list(before[-2:])
-    if inner is None or inner[1:] != last or outer != [*before[:-2], *last[::-1]]:
+    last = list(shown[-2:])
+    if inner is None or inner[1:] != last or outer != [*shown[:-2], *last[::-1]]:
         return None
-    rank, tape = len(before), Tape()
+    rank, tape = len(shown), Tape()
     out = tape.op("Transpose", [flat.inputs[0]], {"perm": [*range(rank - 2), rank - 1, rank - 2]})
     out.shape, out.type = ir.Shape(outer), node.outputs[0].type
-    node.graph.insert_before(node, tape.nodes)
+    before(node, tape)
     return out

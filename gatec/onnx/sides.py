@@ -98,10 +98,11 @@ def side(clauses: Sequence[Clause], values: dict[str, np.ndarray]) -> str:
 
 
 def holds(literal: Literal, values: dict[str, np.ndarray]) -> np.ndarray:
-    value = values[str(literal.base.meta.get("of", literal.base.name))]
+    value: np.ndarray = values[str(literal.base.meta.get("of", literal.base.name))]
     if literal.pick:
         value = value.take(literal.pick[1], literal.pick[0])
     value = value == literal.equals if literal.equals is not None else value != 0
     value = value if literal.holds else ~value
     rows = [size for size, place in zip(value.shape, literal.places, strict=True) if place is not None]
-    return value.reshape(rows)
+    found: np.ndarray = value.reshape(rows)
+    return found

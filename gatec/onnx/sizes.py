@@ -6,6 +6,7 @@ import ast
 import math
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -116,7 +117,7 @@ class Sizes:
             return tape.op(name, [self.size(tape, term.left), self.size(tape, term.right)])
         if isinstance(term, ast.UnaryOp):
             return tape.op("Neg", [self.size(tape, term.operand)])
-        assert isinstance(term, ast.Constant)
+        assert isinstance(term, ast.Constant) and isinstance(term.value, int)
         return ints(tape, term.value)
 
     def elements(self, value: ir.Value | None) -> list[Dim] | None:
@@ -160,9 +161,22 @@ def reshaped(before: Sequence[Dim], wanted: Sequence[Dim]) -> tuple[Dim, ...] | 
     return tuple(whole if dim == -1 else dim for dim in wanted)
 
 
-def attribute(node: ir.Node, name: str, default: object = None) -> object:
+def attribute(node: ir.Node, name: str, default: Any = None) -> Any:
     found = node.attributes.get(name)
     return default if found is None else found.value
+
+
+def operand(node: ir.Node, index: int = 0) -> ir.Value:
+    """One that the operator cannot do without."""
+    value = node.inputs[index]
+    assert value is not None
+    return value
+
+
+def before(node: ir.Node, tape: Tape) -> None:
+    """Puts what was written on a tape before a node."""
+    assert node.graph is not None
+    node.graph.insert_before(node, tape.nodes)
 
 
 def ints(tape: Tape, *numbers: int) -> ir.Value:

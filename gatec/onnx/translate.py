@@ -1,11 +1,13 @@
 """One traced program -> one ONNX model in standard operators, cleaned up by linear passes only."""
 
+import builtins
 import contextlib
 import io
 import logging
 import re
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import onnx_ir as ir
 import onnxscript.optimizer
@@ -69,7 +71,23 @@ def traced(flat: Flat, tensors: Tensors, axes: list[Axis]) -> torch.export.Expor
         {d: torch.export.Dim.DYNAMIC for d in range(t.dim()) if (name, d) in moving} or None
         for name, t in tensors.items()
     )
-    return torch.export.export(flat, tuple(tensors.values()), dynamic_shapes=(shapes,))
+    with lengths():
+        return torch.export.export(flat, tuple(tensors.values()), dynamic_shapes=(shapes,))
+
+
+@contextlib.contextmanager
+def lengths() -> Iterator[None]:
+    """`len(tensor)` as a size that may differ: Python itself would make a number of it."""
+    python = builtins.len
+
+    def length(value: Any) -> Any:
+        return value.shape[0] if isinstance(value, torch.Tensor) and value.dim() else python(value)
+
+    builtins.len = length
+    try:
+        yield
+    finally:
+        builtins.len = python
 
 
 @contextlib.contextmanager
