@@ -5,36 +5,45 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gatec.match import Term
+from gatec.recognise.experts import bundle, contracted, members, summed
 from gatec.recognise.look import (
+    ACTIVATIONS,
     CONTRACTIONS,
+    JOINS,
     attends,
     below,
     fixed,
+    layered,
     learned,
-    parameter,
     peeled,
     pointwise_of,
     reaches,
     whole,
 )
 from gatec.recognise.scene import Hit, Scene
-from gatec.recognise.signals import DECISIONS, Signal, core, kept, signal
-
-BUNDLES = {"call:stack", "call:cat"}
+from gatec.recognise.signals import DECISIONS, Signal, core, kept, picked, signal
 
 
 def weighted(scene: Scene) -> None:
     """One find for each set of weights, however many products it is used in."""
     uses: dict[Term, list[tuple[Term, Signal]]] = {}
+    summing: set[Term] = set()  # weights that are known by what they sum
     for term in scene.terms:
         for gate in _weights(scene, term):
             uses.setdefault(gate.core, []).append((term, gate))
+        for gate in (*summed(scene, term), *contracted(term)):
+            if learned(gate.core) and (term, gate) not in uses.get(gate.core, ()):
+                uses.setdefault(gate.core, []).append((term, gate))
+            summing.add(gate.core)
+    steps: dict[object, Hit] = {}  # a router at several steps is one, found at the last of them
     for weights, found in uses.items():
-        hit = _router(weights, found)
+        hit = _router(weights, found, weights in summing)
         if hit is not None and not any(t in scene.used for t in hit.parts):
-            scene.take(hit)
-            scene.used.update(t for t, _ in found)
+            scene.used.update((*(t for t, _ in found), *below(hit.gates)))
             scene.claim(g for _, g in found)
+            steps[found[0][1].key] = hit
+    for hit in steps.values():
+        scene.take(hit)
 
 
 def _weights(scene: Scene, term: Term) -> Iterator[Signal]:
@@ -42,7 +51,8 @@ def _weights(scene: Scene, term: Term) -> Iterator[Signal]:
         return
     for f in term.args:
         found, chosen = core(f)
-        routed = found.op == "softmax" or (found.op in ("sigmoid", "softplus", "relu") and chosen and kept(f) is None) \
+        bounded = found.op in ("sigmoid", "softplus", "relu") or (layered(found) and _picks(f))
+        routed = found.op == "softmax" or (bounded and chosen and kept(f) is None) \
             or (found.op in ("sigmoid", "hardsigmoid") and _summed_up(scene, term, f))  # fmt: skip
         if routed and not attends(found) and learned(found) and len(term.args) > 1:
             yield Signal(f, found, chosen)
@@ -50,7 +60,7 @@ def _weights(scene: Scene, term: Term) -> Iterator[Signal]:
 
 def _summed_up(scene: Scene, product: Term, weights: Term) -> bool:
     """Whether a product weighs several values side by side, and is only summed over them."""
-    sides = {len(v.args) for f in product.args if f is not weights and (v := peeled(f)).op in BUNDLES}
+    sides = {len(v.args) for f in product.args if f is not weights and (v := peeled(f)).op in JOINS}
     readers = scene.readers.get(product, [])
     sums = [r.data[0] for r in readers if r.op in ("sum", "mean")]
     return bool(sums) and len(sums) == len(readers) and all(
@@ -58,22 +68,26 @@ def _summed_up(scene: Scene, product: Term, weights: Term) -> bool:
     )  # fmt: skip
 
 
-def _router(weights: Term, found: list[tuple[Term, Signal]]) -> Hit | None:
+def _picks(factor: Term) -> bool:
+    """Whether a factor says which entry of a row is the largest."""
+    return any(t.op.removeprefix("call:") in ("argmax", "one_hot") for t in below((factor,), 16))
+
+
+def _router(weights: Term, found: list[tuple[Term, Signal]], summing: bool) -> Hit | None:
     products = [(t, g) for t, g in found if any(_stream(v, g) for v in t.args if v is not g.factor)]
     parts = {g.factor for _, g in products}
-    if not products or not (
-        any(g.chosen for _, g in products) or len(parts) > 1 or any(_bundled(t, g) for t, g in products)
-    ):
+    apart = [t for t, _ in products if not any(set(t.args) < set(o.args) for o, _ in products)]
+    several = min(len(parts), len(set(apart))) > 1 or summing or any(_bundled(t, g) for t, g in products)
+    if not products or not (several or any(g.chosen and not picked(g.factor) for _, g in products)):
         return None
     term, gate = products[-1]
     values = tuple(f for t, g in products for f in t.args if f is not g.factor and (not fixed(f) or _mixable(f, g)))
     if len(parts) == 1 and _kept_whole(gate) and not any(_bundled(t, g) for t, g in products):
         return Hit("hard", "topk", term, (gate.factor,), values, tuple(t for t, _ in products))
-    members = [m for v in values for m in _members(v)]
-    mixture = fixed(weights, looked_up=True) or (not gate.chosen and any(reaches(weights, m) for m in members))
-    return Hit(
-        "mixture" if mixture else "router", weights.op, term, (gate.factor,), values, tuple(t for t, _ in products)
-    )
+    inside = [m for v in values for m in members(v)]
+    mixture = fixed(weights, looked_up=True) or (not gate.chosen and any(reaches(weights, m) for m in inside))
+    name = weights.op if weights.op in ACTIVATIONS else "linear"
+    return Hit("mixture" if mixture else "router", name, term, (gate.factor,), values, tuple(t for t, _ in products))
 
 
 def _kept_whole(gate: Signal) -> bool:
@@ -90,32 +104,14 @@ def _stream(value: Term, gate: Signal) -> bool:
 
 def _bundled(term: Term, gate: Signal) -> bool:
     """Whether what is weighed are several values side by side, or what a batch of matrices made."""
-    return any(_bundle(v) is not None or _mixable(v, gate) for v in term.args if v is not gate.factor)
-
-
-def _bundle(value: Term) -> Term | None:
-    for t in below((value,), 12):
-        several = t.op in BUNDLES and sum(not fixed(a) for a in t.args) > 1
-        batch = t.op in CONTRACTIONS and any(_matrices(a) for a in t.args)
-        if several or batch:
-            return t
-    return None
+    rest = [v for v in term.args if v is not gate.factor and _stream(v, gate)]
+    return any(bundle(v) is not None or _mixable(v, gate) for v in rest)
 
 
 def _mixable(value: Term, gate: Signal) -> bool:
     """Stored matrices, which one row of weights for each sample mixes to a matrix of its own."""
     value = peeled(value)
     return value.op == "param" and len(value.shape or ()) > 2 and len(gate.core.shape or ()) == 2
-
-
-def _matrices(t: Term) -> bool:
-    t = peeled(t)
-    return parameter(t) and len(t.shape or ()) > 2
-
-
-def _members(value: Term) -> list[Term]:
-    bundle = _bundle(value)
-    return [peeled(a) for a in bundle.args] if bundle is not None and bundle.op in BUNDLES else [peeled(value)]
 
 
 def decided(scene: Scene) -> None:
@@ -145,3 +141,26 @@ def _scattered(term: Term) -> Hit | None:
     if not index or not values or not learned(tops[0]):
         return None
     return Hit("hard", "topk", term, (index[0],), tuple(values))
+
+
+def given(scene: Scene) -> None:
+    """A mask that comes in from outside and is put on one of several branches of a value, not on what pads all of it."""
+    seen: set[tuple[Term, ...]] = set()  # a branch that is scaled in a larger sum is the same
+    for term in scene.sums:
+        fresh = [p for a in term.args if (p := whole(a)).op == "mul" and p not in scene.used]
+        for p in fresh:
+            mask = next((f for f in p.args if scene.truth(f)), None)
+            rest = tuple(f for f in p.args if f is not mask)
+            beside = [o for a in term.args if (o := whole(a)) is not p and mask not in o.args]
+            if mask is None or len(rest) != 1 or (mask, *rest) in seen:
+                continue
+            if any(_branches(rest[0], o) for o in beside):
+                seen.add((mask, *rest))
+                scene.take(Hit("hard", "given", term, (mask,), rest, (p,)))
+
+
+def _branches(a: Term, b: Term) -> bool:
+    """Whether two values are made from a third, neither from the other."""
+    under = [set(below((t,), 300, through=True)) for t in (a, b)]
+    apart = peeled(a) not in under[1] and peeled(b) not in under[0]
+    return apart and any(layered(t) for t in under[0] & under[1])

@@ -27,6 +27,7 @@ ACTIVATIONS = {"sigmoid", "hardsigmoid", "tanh", "silu", "swish", "gelu", "gelu_
 POINTWISE = ACTIVATIONS | VIEWS | {"add", "mul", "recip", "exp", "log", "sqrt", "rsqrt", "pow", "abs", "logsigmoid", "sin", "cos",
              "gt", "ge", "not", "where", "maximum", "minimum", "ndtr", "call:round", "call:sign"} - {"softmax"}  # fmt: skip
 JOINS = {"call:cat", "call:concat", "call:concatenate", "call:hstack", "call:vstack", "call:stack"}
+WEIGHTS = {"softmax", "relu2"}
 SIZES = {"const", "size", "call:arange"}
 FIXED = {*SIZES, "call:tensor", "call:eye"}
 INDEXED = {"call:getitem", "call:index", "call:index_select", "call:gather"}
@@ -169,11 +170,12 @@ def _squared(weights: Term, depth: int = 4) -> bool:
 
 
 def attends(weights: Term) -> bool:
-    """softmax of scores between two activations: attention weights, not a gate."""
+    """softmax or squared relu of scores between two activations: attention weights, not a gate."""
     weights = peeled(weights)
-    while weights.op == "mul" and (inner := [a for a in weights.args if peeled(a).op in ("softmax", "mul")]):
+    while weights.op == "mul" and (inner := [a for a in weights.args if peeled(a).op in ("mul", *WEIGHTS)]):
         weights = peeled(inner[0])  # times a number, or zero where everything is masked
-    return weights.op == "softmax" and any(_scores(t) for t in below(weights.args, 24))
+    most = {"softmax": 24}.get(weights.op, 4)  # a mask and a bias may stand before a softmax
+    return weights.op in WEIGHTS and any(_scores(t) for t in below(weights.args, most))
 
 
 def _scores(term: Term) -> bool:

@@ -40,11 +40,13 @@ def nothing(p: Product) -> bool:
     """Attention weights, expected values, entropies; numbers alone."""
     g = p.gate
     assert g is not None
-    if any(peeled(v).op in NOTHING for v in p.term.args) or all(_plain(v, g) and v not in p.rows for v in p.values):
+    if any(peeled(v).op in NOTHING for v in p.term.args) or all(_plain(p, v, g) and v not in p.rows for v in p.values):
         return True
     if all(map(_chance, p.factors)) and any(complement(peeled(f)) for f in p.factors):
         return True  # (1 - a) (1 - b): how likely it is that none of them stops
-    return g.core.op == "softmax" and (attends(g.core) or p.broadcast(g.factor) > 0)
+    if g.decides and any(attends(v) for v in p.values):
+        return True  # the mask of attention weights
+    return attends(g.core) or (g.core.op == "softmax" and p.broadcast(g.factor) > 0)
 
 
 def _chance(t: Term) -> bool:
@@ -56,11 +58,11 @@ def _chance(t: Term) -> bool:
     return t.op in ("sigmoid", "softmax") or (less is not None and all(map(_chance, less)))
 
 
-def _plain(value: Term, gate: Signal) -> bool:
+def _plain(p: Product, value: Term, gate: Signal) -> bool:
     """Numbers; and learned ones, where they are weighed rather than gated by what an input says or by a comparison."""
-    weighs = (gate.fixed and not gate.compares) or gate.core.op == "softmax"
+    weighs = (gate.fixed and not gate.compares) or not gate.bounded or gate.core.op == "softmax"
     numbers = weighs or not learned(value)
-    return (fixed(value) and numbers) or peeled(value).op in FIXED or _masks(value)
+    return (fixed(value) and numbers) or peeled(value).op in FIXED or p.scene.truth(value) or _masks(value)
 
 
 def _masks(value: Term) -> bool:

@@ -6,11 +6,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import torch
 from torch import Tensor, fx
 
 from gatec.match import Canon, Term
 from gatec.match.written import without
-from gatec.recognise.look import below
+from gatec.recognise.look import below, norm, peeled, raw
 from gatec.recognise.signals import Signal
 
 
@@ -60,6 +61,11 @@ class Scene:
         """Sums that are not only a part of a larger one."""
         return [t for t in self.having("add") if self.maximal(t)]
 
+    @cached_property
+    def norms(self) -> set[Term]:
+        """Where a part of a network begins: what stands under a norm is what came before it."""
+        return {t for t in self.readers if norm(t)}
+
     def maximal(self, term: Term) -> bool:
         """Whether not all who read a product or sum compute a larger one with it."""
         places = self.canon.carriers.get(term, ())
@@ -93,6 +99,11 @@ class Scene:
             held = self.canon.carriers[above[0]] if above else []
         made = [place for place in held if place[1].op != "placeholder"] or held
         return max(made, key=lambda place: place[0].count(".") + bool(place[0])) if made else None
+
+    def truth(self, factor: Term) -> bool:
+        """Whether a factor is what came in from outside as true or false, cast to a number."""
+        values = [node.meta.get("val") for _, node in self.canon.carriers.get(peeled(factor), ()) if raw(factor)]
+        return any(isinstance(v, Tensor) and v.dtype is torch.bool for v in values)
 
     def sizes(self, factor: Term, product: Term) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The sizes with which a factor meets the rest of a product, and those of the result."""

@@ -18,6 +18,8 @@ CHOICES = {"call:topk", "call:sort", "call:gather", "call:scatter", "call:scatte
 RESAMPLED = ("call:interpolate", "call:upsample", "call:grid_sample")
 ORDERED = {"call:sort", "call:topk"}
 
+ORDERED = {"call:flip", "call:cumsum"}  # a choice is still one when it is counted up along a row
+
 
 @dataclass(frozen=True)
 class Signal:
@@ -73,11 +75,27 @@ def signal(factor: Term) -> Signal | None:
     found, chosen = core(factor)
     if found.op == "clamp" and found.data not in ((0.0, 1.0), (None, 1.0)):
         return None
+    if picked(factor):
+        return Signal(factor, peeled(factor), False) if learned(factor) else None
     if found.op in DECISIONS or kept(factor) is not None:
         return Signal(factor, found, chosen) if _decided(found) and learned(factor) else None
     if _polarised(factor):
         return Signal(factor, factor, False)
     return Signal(factor, found, chosen) if found.op in ACTIVATIONS else None
+
+
+def picked(factor: Term) -> bool:
+    """Whether the place of the largest is compared with one number: argmax(p) == 1."""
+    factor = peeled(factor)
+    return _asks_place(factor) and any(number(a) is not None for a in factor.args)
+
+
+def _asks_place(factor: Term) -> bool:
+    return factor.op in ("eq", "ne", "gt", "ge") and any(_place(a) for a in factor.args)
+
+
+def _place(t: Term) -> bool:
+    return peeled(t).op.removeprefix("call:") == "argmax"
 
 
 def _decided(found: Term) -> bool:
@@ -123,7 +141,10 @@ def core(factor: Term, depth: int = 12) -> tuple[Term, bool]:
     if norm(factor):
         found, chosen = core(factor.args[0], depth - 1)
         return (found, chosen) if found.op in ACTIVATIONS else (factor, False)
-    chosen = factor.op in CHOICES or factor.op.startswith("call:scatter")
+    if factor.op in ORDERED:
+        found, chosen = core(factor.args[0], depth - 1)
+        return (found, True) if chosen else (factor, False)
+    chosen = factor.op in CHOICES or _asks_place(factor) or factor.op.startswith("call:scatter")
     if not chosen and factor.op not in ("mul", "sum", "eq"):
         return factor, False
     if factor.op == "amax" and (alike := _alike(peeled(factor.args[0]), depth - 1)) is not None:

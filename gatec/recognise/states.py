@@ -94,11 +94,11 @@ def _consume(scene: Scene, chain: list[Step]) -> None:
         gates = [
             s for a in (*step.term.args, *readings(scene, step)) for f in (a, *a.args) if (s := signal(f)) is not None
         ]
-        inside = below((step.decay, *step.rest, *(s.factor for s in gates)), 64)
+        inside = below((step.decay, *step.rest, *(s.factor for s in gates)), 64, stop=scene.norms)
         cut = [t for t in below(tuple(step.rest), 60, through=True) if resets(t, step)]
         scene.used.update((step.term, step.product, *step.term.args, *readings(scene, step), *inside, *cut))
         scene.claim([*gates, *(s for t in cut for f in t.args if (s := signal(f)) is not None)])
-    first = [t for t in below((chain[-1].term, chain[-1].state)) if t.op == "mul"]
+    first = [t for t in below((chain[-1].term, chain[-1].state), stop=scene.norms) if t.op == "mul"]
     for t in first:  # from a state of zeros
         scene.used.update((t, *(r for f in t.args for r in scene.readers.get(f, ()) if without(t.args, r.args))))
 

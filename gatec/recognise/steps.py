@@ -80,5 +80,5 @@ def readings(scene: Scene, step: Step) -> list[Term]:
 
 def settle(scene: Scene, hit: Hit) -> None:
     scene.take(hit)
-    scene.used.update(t for t in below(hit.parts, 160))
+    scene.used.update(t for t in below(hit.parts, 160, stop=scene.norms))
     scene.claim(s for t in (*hit.parts, *hit.gates) for f in (t, *t.args) if (s := signal(f)) is not None)

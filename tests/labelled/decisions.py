@@ -1,7 +1,7 @@
 """Hard masks and early exits."""
 
 import torch
-from snippets import STEP, D, H, has
+from snippets import COND, STEP, TOKENS, D, H, has
 from torch import nn
 from torch.nn import functional as F
 
@@ -105,6 +105,34 @@ class TokenTopK(Masked):
         score = torch.sigmoid(self.token(x))
         values, places = score.topk(2, dim=1)
         return x + self.out(F.relu(self.fc(x))) * torch.zeros_like(score).scatter_(1, places, values)
+
+
+@has("hard")
+class ChosenTokens(Masked):
+    """The second of two scores is the larger one."""
+
+    def __init__(self):
+        super().__init__()
+        self.two = nn.Linear(D, 2)
+
+    def forward(self, x):
+        p = F.softmax(self.two(x), dim=-1)
+        on = torch.argmax(p, dim=-1, keepdim=True) == 1
+        return x + self.out(F.relu(self.fc(x))) * on.float() * p[..., 1:2]
+
+
+@has("hard", given=(TOKENS, COND > 0))
+class GivenBranch(Masked):
+    """Of two branches one is taken only where the caller says so."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(D, H), nn.Linear(D, H)
+
+    def forward(self, x, wanted):
+        h = self.first(x)
+        wanted = wanted[:, :1].unsqueeze(-1).float()
+        return self.out(F.gelu(self.fc(h[..., :D])) + wanted * torch.tanh(self.second(h[..., :D])))
 
 
 @has("exit", given=(STEP,))

@@ -376,6 +376,50 @@ def _(self, x):
     return ((x @ x.transpose(-1, -2)) * self.mask) @ x
 
 
+@looks("PaddedBranches", given=(TOKENS, IDS != 0))
+def _(self, x, mask):
+    """Two branches of one value, both padded."""
+    m = mask.unsqueeze(-1).to(x.dtype)
+    return torch.tanh(self.fc(x)) * m + self.out(F.relu(self.up(x))) * m
+
+
+@looks("PaddedActivation", given=(TOKENS, IDS))
+def _(self, x, ids):
+    return torch.sigmoid(self.fc(x)) * (ids != 0).unsqueeze(-1)
+
+
+@looks("PaddedBlock", given=(TOKENS, IDS != 0))
+def _(self, x, mask):
+    return x + self.fc(x) * mask.unsqueeze(-1)
+
+
+@looks("MaskedModelling", given=(TOKENS, IDS > 3))
+def _(self, x, masked):
+    """A learned token where the input is hidden."""
+    w = masked.unsqueeze(-1).type_as(x)
+    return self.fc(self.fc(x) * (1 - w) + self.weight * w)
+
+
+@looks("Stacked", given=(STEP,))
+def _(self, x):
+    """The mean and the dot product of what two layers made."""
+    h = torch.stack([self.fc(x), self.out(self.up(x))], dim=1)
+    return h.mean(1), torch.einsum("bnd,bd->bn", h, x)
+
+
+@looks("SquaredReluAttention", given=(HEADS, HEADS.flip(1), HEADS.flip(2)))
+def _(self, q, k, v):
+    """Attention without a softmax, masked behind it."""
+    weights = F.relu(torch.matmul(q, k.transpose(-1, -2)) / 6) ** 2
+    return torch.matmul(weights * self.mask, v)
+
+
+@looks("AffineOfAnActivation")
+def _(self, x):
+    """One activated value, scaled and shifted into two."""
+    return F.silu(self.fc(x)) * self.weight + self.bias
+
+
 @looks("MeanPooling")
 def _(self, x):
     return self.fc(x).mean(dim=1) * 0.5

@@ -1,7 +1,7 @@
 """Routers and mixtures: weights over experts or streams."""
 
 import torch
-from snippets import IMAGE, ROWS, STEP, D, H, has
+from snippets import IMAGE, ROWS, STEP, TOKENS, D, H, has
 from torch import nn
 from torch.nn import functional as F
 
@@ -163,6 +163,58 @@ class MMoE(Experts):
         return tuple((F.softmax(g(x), dim=1).unsqueeze(2) * out).sum(dim=1) for g in self.gates)
 
 
+@has("router", given=(STEP,))
+class LinearRouter(Experts):
+    """Weights that nothing bounds."""
+
+    def forward(self, x):
+        out = torch.stack([expert(x) for expert in self.experts], dim=1)
+        return torch.einsum("be,bed->bd", self.gate(x), out)
+
+
+@has("router", given=(TOKENS, STEP))
+class PooledLinearRouter(Experts):
+    """Weights summed up over what was seen before, by products with a query; the experts are numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.heads = nn.ModuleList(nn.Linear(D, 1) for _ in range(E))
+        self.score = nn.Bilinear(D, D, 1)
+
+    def forward(self, seen, x):
+        a = self.score(seen.contiguous(), x.unsqueeze(1).expand_as(seen).contiguous())
+        weights = (a.transpose(1, 2) @ self.gate(seen)).squeeze(1)
+        return (torch.cat([head(x) for head in self.heads], dim=-1) * weights).sum(-1)
+
+
+@has("router")
+class NumbersOfExperts(Experts):
+    """Each expert is one output of a layer."""
+
+    def forward(self, x):
+        return torch.sum(F.softmax(self.gate(x) / 0.5, dim=-1) * self.experts[0][0](x)[..., :E], dim=-1)
+
+
+@has("router", given=(ROWS,))
+class NestedExperts(Experts):
+    """The largest of the scores says how many experts run, the first ones first."""
+
+    def forward(self, x):
+        runs = (self.gate(x).argmax(dim=-1, keepdim=True) >= torch.arange(E)).to(x.dtype)
+        return sum(runs[:, i : i + 1] * expert(x) for i, expert in enumerate(self.experts))
+
+
+@has("router", given=(STEP,))
+class StepsOfOneRouter(Experts):
+    """One router at each of several steps."""
+
+    def forward(self, x):
+        for _ in range(3):
+            weights = self.gate(x).softmax(-1)
+            x = x + sum(weights[:, [i]] * expert(x) for i, expert in enumerate(self.experts))
+        return x
+
+
 # -- mixtures ---------------------------------------------------------------------------------------------------------
 
 
@@ -292,3 +344,16 @@ class SlicedMass(CopiedMass):
     def forward(self, x):
         lam = self.vocabulary(x).softmax(-1)[..., 5:].sum(-1, keepdim=True)
         return lam * self.a(x) + (1 - lam) * self.b(x)
+
+
+@has("mixture", given=(STEP,))
+class FixedShares(Experts):
+    """Experts under learned numbers that nothing bounds."""
+
+    def __init__(self):
+        super().__init__()
+        self.shares = nn.Parameter(torch.ones(E))
+
+    def forward(self, x):
+        out = torch.stack([expert(x) for expert in self.experts], dim=-1)
+        return (out * self.shares).sum(-1)

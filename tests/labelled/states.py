@@ -161,6 +161,21 @@ class TorchLSTMCell(nn.Module):
         return h + c
 
 
+@has("cell", given=(TOKENS,))
+class LoopOfACell(nn.Module):
+    """One cell at every step."""
+
+    def __init__(self):
+        super().__init__()
+        self.cell = nn.GRUCell(D, D)
+
+    def forward(self, x):
+        h = torch.zeros_like(x[:, 0])
+        for x_t in x.unbind(1):
+            h = self.cell(x_t, h)
+        return h
+
+
 # -- recurrences ------------------------------------------------------------------------------------------------------
 
 
