@@ -136,7 +136,7 @@ def _caller(plain: Any) -> Any:
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         tracer = _listener("")
-        path = tracer.state.paths.get(self) if tracer is not None else None
+        path = tracer.state.paths.get(self) if tracer is not None and not tracer.swapped(self) else None
         return tracer.create_proxy("call_module", path, args, kwargs) if path else plain(self, *args, **kwargs)
 
     return call

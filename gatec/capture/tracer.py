@@ -25,6 +25,7 @@ from gatec.capture.record import Call
 from gatec.capture.results import containers, listed, returned
 from gatec.capture.spies import Watch, looked_into
 from gatec.capture.state import TABLES, Counts, Place, State, forms, put_back
+from gatec.capture.stateless import stateless, tensors
 from gatec.capture.structure import FUNCTIONS, PLAIN, flatten, foreign, rebuild, twins
 from gatec.capture.values import Number, Opaque, Value, where
 from gatec.capture.watchdog import Endless, monotonic, watchdog
@@ -46,6 +47,7 @@ class Tracer(fx.Tracer):
         self.asked: set[str] = set()
         self.busy = False
         self.proxies: dict[int, Value] = {}
+        self.swaps: dict[int, Any] = {}  # what stands in a parameter's place during functional_call, by its id
         self.cut: dict[fx.Node, fx.Node] = {}  # values without their gradient, for what is computed under no_grad
         self.contents: list[Any] = []  # lists and dicts on the modules, which nothing may change for good
         self.refused: list[Refused] = []
@@ -198,6 +200,8 @@ class Tracer(fx.Tracer):
     def call_module(self, module: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         if self.busy:
             return forward(*args, **kwargs)
+        if self.swapped(module):
+            return forward(*args, **kwargs)
         path = self.state.paths.get(module)
         if path == "":
             if module._forward_hooks or module._forward_pre_hooks:
@@ -209,8 +213,14 @@ class Tracer(fx.Tracer):
             return forward(*args, **kwargs)
         return self.create_proxy("call_module", path, args, kwargs)
 
+    def swapped(self, module: nn.Module) -> bool:
+        """Whether something else stands in the place of one of a module's parameters: its own code must be seen."""
+        return bool(self.swaps) and any(id(t) in self.swaps for t in tensors(module).values())
+
     def attribute(self, value: Any) -> Any:
         """A parameter or a buffer as a proxy, always the same one; what torch does not know stays itself."""
+        if not self.busy and id(value) in self.swaps:
+            return self.swaps[id(value)]
         if self.busy or not isinstance(value, Tensor) or not self.state.find(value, Tensor):
             return value
         if id(value) not in self.proxies:
@@ -221,7 +231,7 @@ class Tracer(fx.Tracer):
         if isinstance(a, fx.Proxy):
             return a.node
         if isinstance(a, Tensor):
-            return self._held(a)
+            return self.create_arg(self.swaps[id(a)]) if id(a) in self.swaps else self._held(a)
         if isinstance(a, nn.Module):
             path = self.state.paths.get(a)
             if path is None:
@@ -302,6 +312,7 @@ class Tracer(fx.Tracer):
 
     def patches(self) -> Iterator[tuple[Any, str, Any]]:
         yield from honest(self)
+        yield from stateless(self)
         yield from forbidden(self)
         call, get = nn.Module.__call__, nn.Module.__getattr__
 

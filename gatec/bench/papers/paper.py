@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import sys
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -38,6 +39,7 @@ class Paper:
         spec = importlib.util.spec_from_file_location(f"papers.{self.name}", self.file)
         assert spec is not None and spec.loader is not None
         code = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = code
         spec.loader.exec_module(code)
         return code
 
