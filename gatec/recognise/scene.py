@@ -58,8 +58,8 @@ class Scene:
 
     @cached_property
     def sums(self) -> list[Term]:
-        """Sums that are not only a part of a larger one."""
-        return [t for t in self.having("add") if self.maximal(t)]
+        """Sums that are not only a part of a larger one, or of what has taken another form."""
+        return [t for t in self.having("add") if self.maximal(t) and not self.folded(t)]
 
     @cached_property
     def norms(self) -> set[Term]:
@@ -73,11 +73,12 @@ class Scene:
         others = [t for t in terms if t is not None and t is not term]
         return not others or not all(t.op == term.op and _goes_on(term, t) for t in others)
 
-    def folded(self, term: Term) -> bool:
+    def folded(self, term: Term, depth: int = 4) -> bool:
         """Whether what is computed from a term has taken another form, in which the term does not occur."""
-        users = [(path, u) for path, n in self.canon.carriers.get(term, ()) for u in n.users]
-        read = any(self.canon.terms.get(place) not in (None, term) for place in users)
-        return read and self.maximal(term) and not any(self.maximal(r) for r in self.readers.get(term, ()))
+        users = [self.canon.terms.get((path, u)) for path, n in self.canon.carriers.get(term, ()) for u in n.users]
+        if depth == 0 or None in users or all(t is term for t in users) or not self.maximal(term):
+            return False  # returned, read by nothing, or a part of something larger
+        return not any(self.maximal(r) and not self.folded(r, depth - 1) for r in self.readers.get(term, ()))
 
     def take(self, hit: Hit) -> None:
         """Keep a find; its parts and what its signals are made of are no finds of their own."""

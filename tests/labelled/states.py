@@ -399,7 +399,7 @@ class RetentionLoop(nn.Module):
 
 @has("recurrence")
 class ResetAtBoundaries(nn.Module):
-    """Leaky integration that starts anew where a segment starts, written into a buffer."""
+    """Leaky integration that starts anew where a segment starts."""
 
     def __init__(self):
         super().__init__()
@@ -408,12 +408,11 @@ class ResetAtBoundaries(nn.Module):
     def forward(self, x):
         new = (torch.arange(x.shape[1]) % 3 == 0).view(1, -1, 1)
         keep = torch.sigmoid(self.rate(x)) * ~new
-        drive, out = self.drive(x), torch.empty_like(x)
-        h = torch.zeros_like(x[:, 0])
+        drive, h, out = self.drive(x), torch.zeros_like(x[:, 0]), []
         for t in range(x.shape[1]):
             h = keep[:, t] * h + drive[:, t]
-            out[:, t] = h
-        return out
+            out.append(h)
+        return torch.stack(out, 1)
 
 
 @has("recurrence")
