@@ -100,7 +100,7 @@ def regions(module: nn.Module, graph: fx.Graph, graph_of: Callable[[str], fx.Gra
     if _spelled(module, graph, canon):
         canon = Canon(graph_of, module.get_submodule)
         canon.run("", graph)
-    return grown((f for f in finds(canon) if f.site == ""), graph, module)
+    return grown((f for f in finds(canon, calls=True) if f.site == ""), graph, module)
 
 
 def grown(found: Iterable[Find], graph: fx.Graph, module: nn.Module) -> list[Region]:

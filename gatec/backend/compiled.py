@@ -75,17 +75,18 @@ def fused(gm: fx.GraphModule, everywhere: bool, leave: str = "") -> Compiled:
     Everything that can fail happens before the graph is touched.
     """
     reading = Reading(gm)
-    gates = [replace(f, site=reading.site(f.node), shape=shape_seen(reading.own[f.node])) for f in finds(reading.canon)]
+    found = finds(reading.canon, calls=True)
+    gates = [replace(f, site=reading.site(f.node), shape=shape_seen(reading.own[f.node])) for f in found]
     edits = [Edit("fuse", site, "left", why) for site, why in reading.opaque.items()]
     kernels: dict[str, Kernel] = {}
     chosen: dict[str, list[tuple[Region, Callable[..., Tensor]]]] = {path: [] for path in reading.graphs}
     hidden = {n for graph in reading.graphs.values() for n in _transformed(graph)}
     for path, graph in reading.graphs.items():
         inside = [g for g in gates if g.node.graph is graph]
-        found = grown(inside, graph, reading.modules[path])
-        covered = {n for region in found for n in region.nodes}
+        grouped = grown(inside, graph, reading.modules[path])
+        covered = {n for region in grouped for n in region.nodes}
         edits += [Edit("fuse", g.site, "left", NOTHING) for g in inside if g.node not in covered]
-        for region in found:
+        for region in grouped:
             own = _own(region, reading)
             op = FUNC if region.output in hidden else _op(region, own, everywhere, leave, kernels)
             if isinstance(op, str):

@@ -18,12 +18,12 @@ from gatec.recognise.weights import masked, stacked
 from gatec.recognise.words import Wording, gated
 
 
-def finds(canon: Canon) -> list[Find]:
-    """Every gate in the terms, in the order of the graph, each once and whole."""
+def finds(canon: Canon, *, calls: bool = False) -> list[Find]:
+    """Every gate in the terms, in the order of the graph, each once and whole; with `calls`, once for each call of it."""
     scene = Scene.of(canon)
     for rule in (states, weighted, sums, stacked, masked, decided, given, products):
         rule(scene)
-    found = [f for hit in outer(once(scene)) if (f := _find(scene, hit)) is not None]
+    found = [f for hit in outer(scene.hits if calls else once(scene)) if (f := _find(scene, hit)) is not None]
     return sorted(found, key=lambda f: f.term.number)
 
 
