@@ -18,8 +18,9 @@ from torch.nn import functional as F
 GATES = [("feature", 1), ("channel", 1)]
 
 
-def coordinates(*sizes):
-    return torch.stack(torch.meshgrid(*(torch.linspace(-1, 1, n) for n in sizes), indexing="ij"), dim=-1)
+def coordinates(like, *sizes):
+    lines = (torch.linspace(-1, 1, n, dtype=like.dtype, device=like.device) for n in sizes)
+    return torch.stack(torch.meshgrid(*lines, indexing="ij"), dim=-1)
 
 
 class SlowNet(nn.Module):
@@ -42,7 +43,7 @@ class GlobalHyperZZW(nn.Module):
         self.slow_net = SlowNet(2, channels)
 
     def forward(self, x):
-        hyper_kernel = self.slow_net(coordinates(x.shape[2], x.shape[3])).permute(2, 0, 1)
+        hyper_kernel = self.slow_net(coordinates(x, x.shape[2], x.shape[3])).permute(2, 0, 1)
         context_kernel = x.mul(hyper_kernel)
         return torch.matmul(context_kernel, x)
 
@@ -55,9 +56,9 @@ class LocalHyperZZW(nn.Module):
 
     def forward(self, x1, x2):
         b, c, h, w = x2.shape
-        kernels = self.slow_net(F.adaptive_avg_pool2d(x1, 1).flatten(1)).view(b * c, 1, self.size, self.size)
-        local = F.conv2d(x2.reshape(1, b * c, h, w), kernels, padding=self.size // 2, groups=b * c)
-        return local.view(b, c, h, w) + self.fast_bias
+        kernels = self.slow_net(F.adaptive_avg_pool2d(x1, 1).flatten(1)).view(b, c, self.size**2)
+        windows = F.unfold(x2, self.size, padding=self.size // 2).view(b, c, self.size**2, h * w)
+        return torch.einsum("bckn,bck->bcn", windows, kernels).view(b, c, h, w) + self.fast_bias
 
 
 class HyperChannelInteract(nn.Module):
@@ -67,7 +68,7 @@ class HyperChannelInteract(nn.Module):
 
     def forward(self, x):
         y = F.adaptive_avg_pool2d(x, 1)
-        k = self.slow_net(coordinates(self.channels)).view(1, self.channels, 1, 1)
+        k = self.slow_net(coordinates(x, self.channels)).view(1, self.channels, 1, 1)
         return x * torch.sigmoid(y * k * y).expand_as(x)
 
 

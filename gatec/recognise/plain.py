@@ -46,8 +46,9 @@ def meets_neighbours(p: Product) -> bool:
 
 def _sights(p: Product) -> dict[Term, int]:
     """Through how many convolutions with neighbours each factor goes at most, from where they part."""
-    insides = [set(below((f,), 200, through=True)) for f in p.factors]
-    return {f: _sight(f, inside - set.intersection(*insides), {}) for f, inside in zip(p.factors, insides, strict=True)}
+    first, second = (set(below((f,), 200, through=True)) for f in p.factors)
+    owned = (first - second, second - first)
+    return {f: _sight(f, own, {}) for f, own in zip(p.factors, owned, strict=True)}
 
 
 def _sight(f: Term, own: set[Term], known: dict[Term, int]) -> int:
