@@ -24,8 +24,7 @@ class ECA(nn.Module):
         self.conv = nn.Conv1d(1, 1, kernel_size, padding=kernel_size // 2, bias=False)
 
     def forward(self, z):
-        y = self.conv(z.mean((2, 3)).unsqueeze(1)).squeeze(1)
-        return z * torch.sigmoid(y)[..., None, None]
+        return z * torch.sigmoid(self.conv(z.mean((2, 3)).unsqueeze(1))).squeeze(1)[..., None, None]
 
 
 def separable(channels, d):

@@ -6,8 +6,7 @@ arXiv:2508.11565.
     Xp = CrossAttn(q=proxies, kv=tokens of the other types)
     PGU(X, Xp) = X * sigmoid(MLP(flatten(Xp)))[:, None, :]
 
-X: batch, n tokens of one type, d;  Xp: batch, p proxies, d;  the gate: batch, d, the same for all n tokens.
-Types are categorical tokens, tokens of the behaviour sequence, and one token per task.
+X: batch, n tokens of one type, d;  Xp: batch, p proxies, d.  Types are fields, behaviour, and one token per task.
 """
 
 import torch
@@ -22,8 +21,7 @@ class ProxyGatedUnit(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(proxies * width, width), nn.ReLU(), nn.Linear(width, width))
 
     def forward(self, tokens, proxies):
-        gate = torch.sigmoid(self.mlp(proxies.flatten(start_dim=1)))
-        return tokens * gate[:, None, :]
+        return tokens * torch.sigmoid(self.mlp(proxies.flatten(start_dim=1)))[:, None, :]
 
 
 class InformationFlow(nn.Module):
@@ -35,11 +33,10 @@ class InformationFlow(nn.Module):
 
     def forward(self, groups):
         out = []
-        for i, tokens in enumerate(groups):
+        for i, (start, read, unit) in enumerate(zip(self.proxies, self.read, self.units, strict=True)):
             others = torch.cat([g for j, g in enumerate(groups) if j != i], dim=1)
-            start = self.proxies[i].expand(len(tokens), -1, -1)
-            proxies = self.read[i](start, others, others, need_weights=False)[0]
-            out.append(self.units[i](tokens, proxies))
+            proxies, _ = read(start.expand(len(others), -1, -1), others, others, need_weights=False)
+            out.append(unit(groups[i], proxies))
         return out
 
 

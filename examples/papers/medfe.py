@@ -22,12 +22,10 @@ GATES = [("channel", 1)]
 class SELayer(nn.Module):
     def __init__(self, channel, reduction=4):
         super().__init__()
-        self.avg_pool = nn.AdaptiveAvgPool2d(1)
         self.fc1, self.fc2 = nn.Conv2d(channel, channel // reduction, 1), nn.Conv2d(channel // reduction, channel, 1)
 
     def forward(self, x):
-        y = torch.sigmoid(self.fc2(F.relu(self.fc1(self.avg_pool(x)))))
-        return x * y.expand_as(x)
+        return x * torch.sigmoid(self.fc2(F.relu(self.fc1(F.adaptive_avg_pool2d(x, 1))))).expand_as(x)
 
 
 class BilateralPropagation(nn.Module):
@@ -40,8 +38,7 @@ class BilateralPropagation(nn.Module):
         b, c, h, w = x.shape
         grid = torch.meshgrid(torch.arange(h, device=x.device), torch.arange(w, device=x.device), indexing="ij")
         place = torch.stack(grid, -1).reshape(h * w, 2).to(x.dtype)
-        distance = (place[:, None] - place[None]).square().sum(-1)
-        gaussian = torch.exp(-distance / (2 * self.sigma**2))
+        gaussian = torch.exp(-(place[:, None] - place[None]).square().sum(-1) / (2 * self.sigma**2))
         return (x.flatten(2) @ (gaussian / gaussian.sum(0))).view(b, c, h, w)
 
     def range(self, x):

@@ -21,8 +21,7 @@ class DualAttention(nn.Module):
         super().__init__()
         self.heads = heads
         self.to_q, self.to_out = nn.Linear(width, width, bias=False), nn.Linear(width, width)
-        self.to_kv_timbre = nn.Linear(width, 2 * width, bias=False)
-        self.to_kv_style = nn.Linear(width, 2 * width, bias=False)
+        self.to_kv_timbre, self.to_kv_style = (nn.Linear(width, 2 * width, bias=False) for _ in range(2))
         self.alpha = nn.Parameter(torch.zeros(1))
 
     def split(self, x):
@@ -34,9 +33,8 @@ class DualAttention(nn.Module):
 
     def forward(self, x, timbre, style):
         q = self.split(self.to_q(x))
-        timbre_out = self.attend(q, self.to_kv_timbre(timbre))
-        style_out = self.attend(q, self.to_kv_style(style))
-        return self.to_out(timbre_out + torch.tanh(self.alpha) * style_out)
+        style = self.attend(q, self.to_kv_style(style))
+        return self.to_out(self.attend(q, self.to_kv_timbre(timbre)) + torch.tanh(self.alpha) * style)
 
 
 class Block(nn.Module):

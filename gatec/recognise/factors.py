@@ -53,6 +53,11 @@ class Product:
         return peeled(f).op in OVER or (fixed(f) and layer_of(f) is None) or self._statistic(f)
 
     @property
+    def normalises(self) -> bool:
+        """Divided by a statistic of another factor: a norm, written out."""
+        return any(peeled(f).op in OVER and self._statistic(f) for f in self.term.args)
+
+    @property
     def dot(self) -> bool:
         """Only summed up: a dot product."""
         readers = self.scene.readers.get(self.term, [])

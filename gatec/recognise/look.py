@@ -99,7 +99,7 @@ def fixed(term: Term, most: int = 48, looked_up: bool = False) -> bool:
             continue
         if not (t.args or t.op == "param" or t.op in FIXED):
             return False
-        queue += [step for a in t.args if (step := (a, rows and not layered(t))) not in queue]
+        queue += [step for a in t.args if (step := (a, rows and t.op in POINTWISE)) not in queue]
         if len(queue) >= most:
             return False
     return True

@@ -23,12 +23,14 @@ from gatec.recognise.look import (
 def scales_by_condition(p: Product) -> bool:
     """Something normalised times one plus what a layer makes of something else."""
     pairs = [(f, o) for f in p.factors for o in p.factors if f is not o]
-    return any(_one_plus(f) and norm(peeled(o)) and source(f) is not source(o) for f, o in pairs)
+    return any(_one_plus(f) and (p.normalises or norm(peeled(o))) and source(f) is not source(o) for f, o in pairs)
 
 
 def _one_plus(f: Term) -> bool:
+    """A layer, and one or the norm's own weight."""
     f = peeled(f)
-    return f.op == "add" and len(f.args) == 1 and f.data != 0 and layered(peeled(f.args[0]))
+    made = [peeled(a) for a in f.args if not fixed(a)] if f.op == "add" else []
+    return len(made) == 1 and layered(made[0]) and (f.data != 0 or len(f.args) > 1)
 
 
 def meets_neighbours(p: Product) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from gatec.match import Term
 from gatec.match.written import number
-from gatec.recognise.look import ACTIVATIONS, below, fixed, layers, learned, norm, parameter, peeled
+from gatec.recognise.look import ACTIVATIONS, JOINS, below, fixed, layers, learned, norm, parameter, peeled
 
 BOUNDED = {"sigmoid", "hardsigmoid", "softmax", "tanh", "clamp"}
 DECISIONS = {"gt", "ge", "not", "eq", "ne", "call:heaviside", "call:sign", "call:round", "call:logical_and",
@@ -144,11 +144,11 @@ def core(factor: Term, depth: int = 12) -> tuple[Term, bool]:
     if factor.op in ORDERED:
         found, chosen = core(factor.args[0], depth - 1)
         return (found, True) if chosen else (factor, False)
+    if factor.op in ("amax", "maximum") and (alike := _alike(factor, depth - 1)) is not None:
+        return alike, False
     chosen = factor.op in CHOICES or _asks_place(factor) or factor.op.startswith("call:scatter")
     if not chosen and factor.op not in ("mul", "sum", "eq"):
         return factor, False
-    if factor.op == "amax" and (alike := _alike(peeled(factor.args[0]), depth - 1)) is not None:
-        return alike, False
     for a in factor.args:
         found, inner = core(a, depth - 1)
         if found.op in ACTIVATIONS and (chosen or inner or _only_weighed(factor, a)):
@@ -156,11 +156,12 @@ def core(factor: Term, depth: int = 12) -> tuple[Term, bool]:
     return (core(factor.args[0], depth - 1)[0], True) if chosen else (factor, False)
 
 
-def _alike(bundle: Term, depth: int) -> Term | None:
-    """The activation of several signals side by side, the largest of which is one as they are."""
-    cores = [core(a, depth)[0] for a in bundle.args] if bundle.op in ("call:cat", "call:stack") else []
-    alike = len({c.op for c in cores}) == 1 and cores[0].op in ACTIVATIONS
-    return cores[0] if alike else None
+def _alike(largest: Term, depth: int) -> Term | None:
+    """The sigmoid of several signals, of which the largest is taken: it is one as they are."""
+    inner = peeled(largest.args[0])
+    parts = largest.args if largest.op == "maximum" else inner.args if inner.op in JOINS else (inner,)
+    cores = [core(a, depth)[0] for a in parts]
+    return cores[0] if all(c.op in ("sigmoid", "hardsigmoid") for c in cores) else None
 
 
 def _only_weighed(product: Term, inner: Term) -> bool:

@@ -188,8 +188,9 @@ def _scale(f: Term) -> bool:
 
 
 def _number(f: Term) -> bool:
-    """One number that the caller gives."""
-    return raw(f) and f.shape in ((), (1,))
+    """One number that the caller gives, or one for each sample."""
+    sizes = f.shape or ()
+    return raw(f) and all(s == 1 for s in (sizes[1:] if len(sizes) > 1 else sizes))
 
 
 def _narrow(branch: Term, product: Term) -> bool:

@@ -252,6 +252,19 @@ class LargestMap(nn.Module):
         return torch.amax(seen, dim=0) * x
 
 
+@has("spatial", given=(IMAGE,))
+class LargerMap(nn.Module):
+    """The larger of two maps, and the largest channel of a third."""
+
+    def __init__(self):
+        super().__init__()
+        self.near, self.far, self.several = nn.Conv2d(D, 1, 1), nn.Conv2d(D, 1, 5, padding=2), nn.Conv2d(D, 3, 1)
+
+    def forward(self, x):
+        pair = torch.maximum(self.near(x).sigmoid(), self.far(x).sigmoid())
+        return x * torch.maximum(pair, self.several(x).sigmoid().amax(1, keepdim=True))
+
+
 @has("channel", given=(IMAGE,))
 class NamedDimensions(nn.Module):
     def __init__(self):
@@ -455,6 +468,18 @@ class Scheduled(nn.Module):
 
     def forward(self, x, strength):
         return x + self.fc(x) * (strength * self.gamma.tanh())
+
+
+@has("residual-scale", given=(TOKENS, torch.tensor([[[0.3]], [[0.6]]])))
+class ScheduledEach(nn.Module):
+    """A number of the caller's for each sample."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc, self.gamma = nn.Linear(D, D), nn.Parameter(torch.zeros(D))
+
+    def forward(self, x, t):
+        return torch.addcmul(x, self.fc(x), t * self.gamma)
 
 
 @has("residual-scale", given=(TOKENS, torch.tensor(2)))
@@ -668,6 +693,18 @@ class AdaLNSingle(nn.Module):
     def forward(self, x, t):
         shift, scale = (self.scale_shift_table[None] + self.t_block(F.silu(t)).reshape(-1, 2, D)).chunk(2, dim=1)
         return self.norm(x) * (1 + scale) + shift
+
+
+@has("modulation", given=(TOKENS, COND))
+class MovedWeight(nn.Module):
+    """What a condition makes is added to the weight of an RMS norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.move = nn.Parameter(torch.ones(D)), nn.Linear(D, D)
+
+    def forward(self, h, c):
+        return F.rms_norm(h, (D,), eps=1e-6) * (self.weight + self.move(F.silu(c)).unsqueeze(1))
 
 
 @has("modulation", given=(IDS, COND))
