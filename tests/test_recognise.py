@@ -152,6 +152,43 @@ class Cubed(torch.autograd.Function):
         return grad
 
 
+class Above(torch.autograd.Function):
+    """A value where it exceeds a bound; the gradient is that of the value."""
+
+    @staticmethod
+    def forward(ctx, value, bound, scale):
+        ctx.save_for_backward(value)
+        return scale * value * (value > bound)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad, None, None
+
+
+class Step(Above):
+    @staticmethod
+    def forward(ctx, value, bound, scale):
+        return (value > bound).to(value.dtype)
+
+
+class Untraced(Above):
+    @staticmethod
+    def forward(ctx, value, bound, scale):
+        return value * (value > bound) if value.sum() > 0 else value
+
+
+@pytest.mark.parametrize(("function", "kinds"), [(Above, ["hard"]), (Untraced, [])])
+def test_a_function_with_its_own_backward_is_looked_into(function, kinds):
+    model = Block(lambda m, x: m.out(function.apply(m.a(x), m.b(x), 2.0)))
+    gates = gatec.scan(model.eval(), X).gates
+    assert [f.kind for f in gates] == kinds and all(f.signal == "gt" for f in gates)
+
+
+def test_a_decision_with_its_own_backward_gates():
+    model = Block(lambda m, x: m.out(m.a(x) * Step.apply(m.b(x), 0.5, 1.0)))
+    assert [(f.kind, f.signal) for f in gatec.scan(model.eval(), X).gates] == [("hard", "gt")]
+
+
 @pytest.mark.parametrize("name", ["glu", "prune", "moe"])
 def test_an_activation_that_cannot_be_looked_into_is_named(name):
     model = Block(lambda m, x: m.out(Cubed.apply(m.a(x))))

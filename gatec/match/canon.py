@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from gatec.capture import Call, unit_of
+from gatec.capture import Call, inside, unit_of
 from gatec.capture.guards import writes
 from gatec.capture.shell import OWN, first, with_first
 from gatec.capture.structure import PLAIN
@@ -45,6 +45,7 @@ class Canon:
     nested: set[str] = field(default_factory=set)  # swept as part of a parent's graph
     written: dict[str, Term] = field(default_factory=dict)  # parameters and buffers that were written to
     left: list[Term] = field(default_factory=list)  # what the last sweep's inputs hold at its end
+    opened: dict[Term, Term] = field(default_factory=dict)  # calls with a backward of their own, and what they compute
     uses: Counter[str] = field(default_factory=Counter)  # how often code calls a module or reads a parameter
 
     def run(self, path: str, graph: fx.Graph) -> None:
@@ -135,7 +136,22 @@ class Canon:
             found = spelled(self.table, node, lambda a: self.argument(a, env))
         except (TypeError, ValueError, IndexError, KeyError, AttributeError):
             found = None  # a call form that the table does not know is an operation that it does not know
-        return found or self._unknown(path, node, env)
+        return found or self._applied(path, node, env)
+
+    def _applied(self, path: str, node: fx.Node, env: dict[fx.Node, Term]) -> Term:
+        """An operation that no table knows; of a torch.autograd.Function its forward is known beside it."""
+        graph, found = inside(node), None
+        feed = (env[n] for n in node.args if isinstance(n, fx.Node))
+        own: dict[fx.Node, Term] = {}
+        for n in graph.nodes if graph is not None else ():
+            if n.op == "output":
+                found = own[n.args[0]] if isinstance(n.args[0], fx.Node) else None
+            else:
+                own[n] = next(feed) if n.op == "placeholder" else self.number(path, n, own)
+        term = self._unknown(path, node, env, found)
+        if found is not None:
+            self.opened[term] = found
+        return term
 
     def _size(self, node: fx.Node, value: Any, env: dict[fx.Node, Term]) -> Term:
         """A number that the graph computes from sizes: two that are computed alike are the same."""
@@ -153,12 +169,11 @@ class Canon:
             return slice(*(self.argument(a, env) for a in (arg.start, arg.stop, arg.step)))
         return arg
 
-    def _unknown(self, path: str, node: fx.Node, env: dict[fx.Node, Term]) -> Term:
+    def _unknown(self, path: str, node: fx.Node, env: dict[fx.Node, Term], opened: Term | None = None) -> Term:
         args = [env[n] for n in node.all_input_nodes]
         name = name_of(node) or getattr(node.target, "__name__", str(node.target))
-        return self.table.make(
-            f"call:{name}", *args, data=(path, node.name, len(self.table.terms)), shape=shape_of(node)
-        )
+        data = (path, node.name, len(self.table.terms), *([opened] if opened is not None else []))
+        return self.table.make(f"call:{name}", *args, data=data, shape=shape_of(node))
 
     def _module(self, path: str, node: fx.Node, env: dict[fx.Node, Term]) -> Term:
         child = join(path, str(node.target))

@@ -34,10 +34,14 @@ INDEXED = {"call:getitem", "call:index", "call:index_select", "call:gather"}
 
 
 def peeled(term: Term) -> Term:
-    """What stands under views, parts and casts."""
-    while term.op in VIEWS and term.args:
-        term = term.args[0]
-    return term
+    """What stands under views, parts and casts; of a call with a backward of its own what it computes."""
+    while True:
+        if term.op in VIEWS and term.args:
+            term = term.args[0]
+        elif isinstance(term.data, tuple) and term.data and isinstance(term.data[-1], Term):
+            term = term.data[-1]
+        else:
+            return term
 
 
 def whole(term: Term) -> Term:

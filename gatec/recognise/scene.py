@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -41,6 +41,10 @@ class Scene:
 
     @classmethod
     def of(cls, canon: Canon) -> Scene:
+        """Calls with a backward of their own are looked into: what they compute stands where they are called."""
+        known = {inside: call for call, inside in canon.opened.items() if call in canon.carriers}
+        held = {inside: canon.carriers[call] for inside, call in known.items()}
+        canon = replace(canon, carriers={**held, **canon.carriers})
         inner = [a for t in canon.carriers if t.op == "add" for a in t.args if a.op == "mul"]
         terms = sorted({*canon.carriers, *inner}, key=lambda t: t.number)
         scene = cls(canon, terms=terms)
@@ -51,6 +55,8 @@ class Scene:
                 if a not in reached:
                     reached.add(a)
                     queue.append(a)
+        for inside, call in known.items():
+            scene.readers.setdefault(inside, []).extend(scene.readers.get(call, ()))
         return scene
 
     def having(self, op: str) -> Iterator[Term]:
