@@ -49,6 +49,7 @@ class Program:
     calls: dict[str, list[Call]]
     edits: list[Edit] = field(default_factory=list)
     graphs: dict[str, fx.Graph | None] = field(default_factory=dict)
+    others: dict[Any, fx.Graph | None] = field(default_factory=dict)  # of calls in other forms, by path and form
     missed: dict[str, str] = field(default_factory=dict)
     reads: dict[str, frozenset[tuple[str, str]]] = field(default_factory=dict)  # attributes that each capture read
     asked: dict[str, frozenset[str]] = field(default_factory=dict)  # questions about the surroundings, likewise
@@ -101,6 +102,22 @@ class Program:
         self.reads[path], self.asked[path] = found.reads, found.asked
         return found.graph
 
+    def graph_for(self, path: str, node: fx.Node) -> fx.Graph | None:
+        """What a module computes where it is called in another form than at first: with an argument more, or less."""
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta.get("val"))
+        module, unit = self.module(path), unit_of(self.module(path))
+        call = self.known("")(path, Call(tuple(args), dict(kwargs)))
+        if call is None or "forward" in vars(module) or (unit is not None and unit.rewrites):
+            return None
+        key = path, _form(call)
+        if key not in self.others:
+            try:
+                kind = unit.original if unit else type(module)
+                self.others[key] = trace(module, kind.forward, call, self.known(path)).graph
+            except Refused:
+                self.others[key] = None
+        return self.others[key]
+
     def shell_of(self, path: str) -> fx.Graph:
         """The module from outside, with what was put at its boundary so far."""
         module, call = self.module(path), self.calls[path][0]
@@ -116,9 +133,12 @@ class Program:
 
         return find
 
-    def canon(self) -> Canon:
-        """Canonical terms of everything that could be captured; where a module is missing its children are asked."""
-        canon = Canon(self.graph_of, self.module)
+    def canon(self, forms: bool = True) -> Canon:
+        """Canonical terms of everything that could be captured; where a module is missing its children are asked.
+
+        `forms`: modules that are called in several forms are looked at in each; only the first can be edited.
+        """
+        canon = Canon(self.graph_of, self.module, graph_for=self.graph_for if forms else None)
         waiting, passed = [("", False)], {}  # type: tuple[list[tuple[str, bool]], dict[int, Term]]
         while waiting:
             path, seen = waiting.pop(0)

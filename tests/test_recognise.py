@@ -7,6 +7,8 @@ from torch.nn import functional as F
 
 import gatec
 from gatec.catalog import gates
+from gatec.program import Program
+from gatec.recognise import finds
 
 
 class Block(nn.Module):
@@ -194,3 +196,30 @@ def test_an_activation_that_cannot_be_looked_into_is_named(name):
     model = Block(lambda m, x: m.out(Cubed.apply(m.a(x))))
     (edit,) = gatec.why(model, name, inputs=X)
     assert (edit.verdict, edit.why.split()[:3]) == ("near", ["but", "for", "Cubed"])
+
+
+class InTwoForms(nn.Module):
+    """A child that is called without a condition first, and then with one."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = Conditioned()
+
+    def forward(self, x):
+        return self.layer(x, self.layer(x).mean(1, keepdim=True))
+
+
+class Conditioned(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc, self.gate = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x, c=None):
+        return self.fc(x) if c is None else self.fc(x) * torch.sigmoid(self.gate(c))
+
+
+def test_a_module_that_is_called_in_two_forms_is_looked_at_in_both():
+    program = Program.of(InTwoForms().eval(), (torch.randn(2, 5, 8),), {})
+    (find,) = finds(program.canon())
+    assert (find.kind, find.signal, find.site) == ("channel", "sigmoid", "layer")
+    assert not finds(program.canon(forms=False))

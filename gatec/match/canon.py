@@ -35,6 +35,7 @@ class Canon:
     graph_of: Callable[[str], fx.Graph | None]
     module_of: Callable[[str], nn.Module]
     shells: bool = True  # whether what was put at the boundaries of modules is looked at
+    graph_for: Callable[[str, fx.Node], fx.Graph | None] | None = None  # of a call of another form than the first
     table: Table = field(default_factory=Table)
     carriers: dict[Term, list[Place]] = field(default_factory=dict)
     terms: dict[Place, Term] = field(default_factory=dict)
@@ -212,8 +213,11 @@ class Canon:
     def _nested(self, child: str, graph: fx.Graph, node: fx.Node, env: dict[fx.Node, Term]) -> Term:
         shell = any(n.target == OWN for n in graph.nodes)  # it takes constants, too
         inputs = list(self._leaves((node.args, node.kwargs), env, shell))
-        if len(inputs) != sum(n.op == "placeholder" for n in graph.nodes):
-            return self._gap(child, node, env)
+        if not _takes(graph, len(inputs)):
+            found = self.graph_for(child, node) if self.graph_for is not None and not shell else None
+            if found is None or not _takes(found, len(inputs)):
+                return self._gap(child, node, env)
+            graph = found
         self.nested.add(child)
         output = self.sweep(child, graph, inputs)
         changed = {a: b for a, b in zip(inputs, self.left, strict=True) if a is not b}
@@ -261,6 +265,10 @@ class Canon:
                 yield from self._expand(part, item, constants)
         elif constants or isinstance(value, Tensor) or not isinstance(value, PLAIN):
             yield term
+
+
+def _takes(graph: fx.Graph, inputs: int) -> bool:
+    return sum(n.op == "placeholder" for n in graph.nodes) == inputs
 
 
 def _whole(a: fx.Node, b: fx.Node) -> bool:

@@ -51,7 +51,7 @@ def put(gate: Gate, options: dict[str, Any], program: Program, undo: Undo, *, dr
 
     `structure` adds what the gate adds without giving birth to it: a checkpoint is about to be loaded.
     """
-    work = Work(gate, gate.options(options), program, Flow(program.canon()), dry, structure)
+    work = Work(gate, gate.options(options), program, Flow(program.canon(forms=False)), dry, structure)
     known, ours = earlier(gate, program), added(program)
     edits = [Edit(gate.name, name, "left", f"{gate.name} was put here already") for name in known.values()]
     for last, place in places(gate, work.flow).items():
