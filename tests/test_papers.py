@@ -263,6 +263,14 @@ def test_onnxruntime_agrees_at_another_batch_and_length(paper, tmp_path: Path):
     assert any("batch=" in row.shape for row in exported.parity), exported
 
 
+@pytest.mark.parametrize("paper", [p for p in ALL if p.skips], ids=lambda p: p.name)
+@pytest.mark.sweep
+def test_an_export_skips_what_the_file_says(paper, tmp_path: Path):
+    exported = gatec.export(paper.module(), tmp_path / "model.onnx", inputs=paper.inputs(), skip=True)
+    assert len(exported.skips) == paper.skips, exported
+    assert any("batch=" in row.shape for row in exported.parity), exported
+
+
 def test_a_folder_without_blocks_is_an_error(tmp_path):
     with pytest.raises(gatec.GatecError, match="no Python file in"):
         papers(tmp_path)

@@ -5,6 +5,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 from onnx_ir.tape import Tape
 
+from gatec.onnx.columns import column
 from gatec.onnx.sizes import Sizes, attribute, before, constant, dims, operand, reshaped
 
 
@@ -12,7 +13,9 @@ def plain(model: ir.Model) -> None:
     common.ShapeInferencePass()(model)
     sizes = Sizes(model.graph)
     for node in list(model.graph):
-        same = unchanged(node) or (node.op_type == "Reshape" and swapped(node, sizes)) or sized(node, sizes)
+        same = unchanged(node) or column(node) or sized(node, sizes)
+        if node.op_type == "Reshape" and same is None:
+            same = swapped(node, sizes) or unflattened(node, sizes)
         if same:
             replace(node, same)
     common.RemoveUnusedNodesPass()(model)
@@ -80,3 +83,35 @@ def swapped(node: ir.Node, sizes: Sizes) -> ir.Value | None:
     out.shape, out.type = ir.Shape(outer), node.outputs[0].type
     before(node, tape)
     return out
+
+
+def unflattened(node: ir.Node, sizes: Sizes) -> ir.Value | None:
+    """A linear layer between two views, the first of which makes one dimension of several, needs no view behind it."""
+    layer = operand(node).producer()
+    if layer is None or layer.op_type != "Gemm" or attribute(layer, "transA", 0) or not plain_sum(layer):
+        return None
+    flat, shape, weight = operand(layer).producer(), dims(node.outputs[0]), operand(layer, 1)
+    inner, outer = dims(operand(layer)), dims(layer.outputs[0])
+    if flat is None or flat.op_type != "Reshape" or shape is None or inner is None or outer is None:
+        return None
+    if shape[-1] != outer[-1] or len(shape) < 3 or not sizes.knows(shape):
+        return None
+    tape = Tape()
+    x = tape.op("Reshape", [operand(flat), sizes.vector(tape, [*shape[:-1], inner[-1]])])
+    x.shape, x.type = ir.Shape([*shape[:-1], inner[-1]]), operand(layer).type
+    turned = tape.op("Transpose", [weight], {"perm": [1, 0]}) if attribute(layer, "transB", 0) else weight
+    turned.shape, turned.type = ir.Shape([inner[-1], outer[-1]]), weight.type
+    out = tape.op("MatMul", [x, turned])
+    for bias in layer.inputs[2:]:
+        out.shape, out.type = ir.Shape(shape), x.type
+        out = tape.op("Add", [out, bias])
+    out.shape, out.type = ir.Shape(shape), x.type
+    before(node, tape)
+    return out
+
+
+def plain_sum(layer: ir.Node) -> bool:
+    """x @ w + b without factors, b for each feature."""
+    biases = [dims(bias) for bias in layer.inputs[2:]]
+    simple = attribute(layer, "alpha", 1.0) == 1 and attribute(layer, "beta", 1.0) == 1
+    return simple and all(shape is not None and len(shape) == 1 for shape in biases)
