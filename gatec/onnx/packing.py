@@ -78,6 +78,16 @@ def row_sizes(literal: Literal) -> tuple[Dim, ...]:
     return tuple(d for d, place in zip(own, literal.places, strict=True) if place is not None)
 
 
+def deciding(clauses: Sequence[Clause]) -> dict[ir.Value, tuple[Sequence[Clause], int]]:
+    """Where the rows lie in the values that decide."""
+    found = {}
+    for literal in (x for clause in clauses for x in clause if x.pick is None):
+        places = [i for i, place in enumerate(literal.places) if place is not None]
+        if places and places == list(range(places[0], places[0] + len(places))):
+            found[literal.base] = clauses, places[0]
+    return found
+
+
 class Branching:
     """Writes one If: the decision before it, the part in one branch, zeros in the other."""
 
@@ -101,7 +111,9 @@ class Branching:
         some = tape.op("Squeeze", [tape.op("Greater", [count, ints(tape, 0)]), ints(tape, 0)])
         choice = self.join(some, results, zeros)
         if packing is not None:
-            choice.meta[READS] = {value: (clauses, span.start) for value, span in packing.taken.items()}
+            reads = {value: (clauses, span.start) for value, span in packing.taken.items()}
+            for node in [*self.before.nodes, choice]:
+                node.meta[READS] = {**deciding(clauses), **reads}
 
     def mask(self, clauses: Sequence[Clause], packing: Packing | None) -> ir.Value:
         """Where every clause holds; as one number if rows are not told apart."""
