@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from gatec.onnx.masks import Literal, Need, Part, conditions, known
+from gatec.onnx.rows import POINTWISE
 from gatec.onnx.sizes import attribute, constant, dims, operand
 
 ALWAYS: Need = frozenset()
@@ -102,6 +103,15 @@ class Reader:
         elif node.op_type == "Concat":
             clauses = self.part(node, index)
         return simplest(c for c in clauses if all(x.base not in self.given for x in c))
+
+    def placed(self, user: ir.Node, index: int, steps: int = 4) -> Need:
+        """The conditions under which an operand is read here, or what is made of it without moving its dimensions."""
+        value = operand(user, index)
+        found = self.local(user, index) | self.packed(user, value)
+        same = user in self.order and user.op_type in POINTWISE.split() and len(user.outputs) == 1
+        if steps and same and len(dims(user.outputs[0]) or ()) == len(dims(value) or ()):
+            return found.union(*(self.placed(after, i, steps - 1) for after, i in user.outputs[0].uses()))
+        return found
 
     def packed(self, user: ir.Node, value: ir.Value) -> Need:
         """The conditions of a part made before, placed on the dimensions at which it takes rows from this value."""

@@ -167,6 +167,6 @@ def read_by(graph: ir.Graph, cone: Cone, given: set[ir.Value]) -> Seen:
     reader, own, found = Reader(graph, given), set(cone.nodes), {}
     for value in cone.exits:
         uses = [(user, i) for user, i in value.uses() if user not in own]
-        local = [clause for user, i in uses for clause in reader.local(user, i) | reader.packed(user, value)]
+        local = [clause for user, i in uses for clause in reader.placed(user, i)]
         found[value] = {x for clause in local if any(clause <= own for own in cone.clauses) for x in clause}
     return found
