@@ -26,13 +26,10 @@ class Propagator(nn.Module):
         self.transform = nn.Sequential(nn.Linear(state_dim * 3, state_dim), nn.Tanh())
 
     def forward(self, state_in, state_out, state_cur, A):
-        a_in = torch.bmm(A, state_in)
-        a_out = torch.bmm(A.transpose(1, 2), state_out)
-        a = torch.cat((a_in, a_out, state_cur), 2)
-        r = self.reset_gate(a)
-        z = self.update_gate(a)
-        joined = torch.cat((a_in, a_out, r * state_cur), 2)
-        h_hat = self.transform(joined)
+        a = torch.cat((torch.bmm(A, state_in), torch.bmm(A.transpose(1, 2), state_out)), 2)
+        joined = torch.cat((a, state_cur), 2)
+        r, z = self.reset_gate(joined), self.update_gate(joined)
+        h_hat = self.transform(torch.cat((a, r * state_cur), 2))
         return (1 - z) * state_cur + z * h_hat
 
 
@@ -51,8 +48,7 @@ class GGNN(nn.Module):
         for _ in range(self.n_steps):
             h = self.propagator(self.fc_in(h), self.fc_out(h), h, A)
         scores = torch.sigmoid(self.self_attn(h))
-        code = torch.tanh(torch.sum(scores * h, dim=1))
-        return self.out(code)
+        return self.out(torch.tanh(torch.sum(scores * h, dim=1)))
 
 
 def module():

@@ -8,8 +8,7 @@ Wang, Wang, Yang and Zhang, "Detecting Fake News by Enhanced Text Representation
     e = (1 - z) * h + z * n
     text = sum_m softmax_m(a(e_m)) e_m
 
-s, h, e: batch, units, width: s from the sequence of units, h from their graph. Which of
-the two views is the state, and how the gates see them, is a reading of the abstract.
+s, h, e: batch, units, width: s from the sequence of units, h from their graph. The wiring is a reading of the abstract.
 """
 
 import torch
@@ -21,8 +20,7 @@ GATES = [("cell", 1)]
 class GatedRecursiveUnit(nn.Module):
     def __init__(self, width):
         super().__init__()
-        self.update, self.reset = nn.Linear(2 * width, width), nn.Linear(2 * width, width)
-        self.candidate = nn.Linear(2 * width, width)
+        self.update, self.reset, self.candidate = (nn.Linear(2 * width, width) for _ in range(3))
 
     def forward(self, s, h):
         both = torch.cat([s, h], dim=-1)
@@ -41,8 +39,7 @@ class Detector(nn.Module):
         self.relations = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(relations))
         self.own = nn.Linear(width, width)
         self.fuse = GatedRecursiveUnit(width)
-        self.attend = nn.Linear(width, 1)
-        self.classify = nn.Linear(width, 2)
+        self.attend, self.classify = nn.Linear(width, 1), nn.Linear(width, 2)
 
     def graph(self, x, edges):
         mean = edges / edges.sum(-1, keepdim=True).clamp(min=1)
@@ -50,8 +47,7 @@ class Detector(nn.Module):
 
     def forward(self, units, edges):
         x = self.embed(units)
-        s = torch.relu(self.sequence(x.transpose(1, 2))).transpose(1, 2)
-        e = self.fuse(s, self.graph(x, edges))
+        e = self.fuse(torch.relu(self.sequence(x.mT)).mT, self.graph(x, edges))
         return self.classify((torch.softmax(self.attend(e), dim=1) * e).sum(1))
 
 

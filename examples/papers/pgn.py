@@ -28,7 +28,6 @@ class PGN(nn.Module):
         b, c, _, t = x.shape
         past = F.pad(x.flatten(1, 2), (self.window, 0))[:, :, :-1]
         hid = self.hidden_MLP(past).reshape(b, c, self.d, t)
-
         both = torch.cat([x, hid], dim=2).reshape(b, -1, t)
         sigmoid_gate, tanh_gate = torch.split(self.gate(both).reshape(b, c, -1, t), self.d, dim=2)
         sigmoid_gate = torch.sigmoid(sigmoid_gate)
