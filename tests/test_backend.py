@@ -377,7 +377,7 @@ def test_torch_finds_the_backend_by_name():
 
 
 def test_a_graph_that_cannot_be_read_runs_and_the_report_says_why(monkeypatch):
-    def fails(canon):
+    def fails(canon, **options):
         raise ZeroDivisionError("no such gate")
 
     monkeypatch.setattr(compiled, "finds", fails)
