@@ -6,13 +6,27 @@ import ast
 import importlib
 import pkgutil
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from gatec.errors import GatecError
 from gatec.gate import Gate
+from gatec.program import Edit
+from gatec.reroll import reroll_program
 
-Step = tuple[Gate, dict[str, Any]]
+
+@dataclass(frozen=True)
+class Tool:
+    """A rewrite of whole modules that a pipeline may name beside gates; it has no options."""
+
+    name: str
+    summary: str
+    put: Callable[..., list[Edit]]
+
+
+TOOLS = {"reroll": Tool("reroll", "loops over time run for all steps at once", reroll_program)}
+Step = tuple[Gate | Tool, dict[str, Any]]
 _FOUND: dict[str, Gate] = {}
 
 
@@ -26,8 +40,8 @@ def gates() -> dict[str, Gate]:
     return dict(_FOUND)
 
 
-def gate(name: str) -> Gate:
-    known = gates()
+def gate(name: str) -> Gate | Tool:
+    known: dict[str, Gate | Tool] = {**gates(), **TOOLS}
     if name not in known:
         raise GatecError(f"a pass named {name!r}", found=f"passes: {', '.join(known)}", hint="gatec gates lists them")
     return known[name]
@@ -37,7 +51,7 @@ def steps(passes: Iterable[Any], options: dict[str, Any]) -> list[Step]:
     """Passes as text ("glu", "moe(experts=8,top_k=2),prune"), as Gates, or as lists of both."""
     found: list[Step] = []
     for item in passes:
-        if isinstance(item, Gate):
+        if isinstance(item, (Gate, Tool)):
             found.append((item, {}))
         elif isinstance(item, str):
             found.extend(parse(item))
@@ -52,7 +66,11 @@ def steps(passes: Iterable[Any], options: dict[str, Any]) -> list[Step]:
     if options and len(found) > 1:
         raise GatecError("options inside the text where there are several passes", found=", ".join(options),
                          hint='convert(model, "glu,moe(experts=8,top_k=2)")')  # fmt: skip
-    return [(g, {**own, **options}) for g, own in found]
+    found = [(g, {**own, **options}) for g, own in found]
+    for g, own in found:
+        if isinstance(g, Tool) and own:
+            raise GatecError(f"{g.name} without options", found=", ".join(own))
+    return found
 
 
 def parse(text: str) -> list[Step]:

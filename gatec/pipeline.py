@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from gatec.capture import unit_of
-from gatec.catalog import Step, steps
+from gatec.catalog import Step, Tool, steps
 from gatec.catalog import gate as gate_named
 from gatec.errors import GatecError
 from gatec.gate import Gate
@@ -52,14 +52,8 @@ def convert_(model: Model, *passes: Any, pass_: Any = None, inputs: Any = None, 
     program = prepare(model, inputs)
     with all_or_nothing() as undo:
         for gate, own in wanted:
-            edits = put(
-                gate,
-                own,
-                program,
-                undo,
-                only=(lambda site: bool(chosen.search(site))) if chosen else None,
-                tick=progress,
-            )
+            here = (lambda site: bool(chosen.search(site))) if chosen else None
+            edits = edited(gate, own, program, undo, only=here, tick=progress)
             remember(model, step(gate, own, edits), undo)
             note(gate.name, model, edits)
         _something(program, wanted)
@@ -68,7 +62,15 @@ def convert_(model: Model, *passes: Any, pass_: Any = None, inputs: Any = None, 
     return model
 
 
-def step(gate: Gate, own: dict[str, Any], edits: list[Edit]) -> dict[str, Any]:
+def edited(gate: Gate | Tool, own: dict[str, Any], program: Program, undo: list[Callable[[], Any]], *,
+           structure: bool = False, **how: Any) -> list[Edit]:  # fmt: skip
+    """The edits of one step of a pipeline."""
+    if isinstance(gate, Tool):
+        return gate.put(program, undo, **how)
+    return put(gate, own, program, undo, structure=structure, **how)
+
+
+def step(gate: Gate | Tool, own: dict[str, Any], edits: list[Edit]) -> dict[str, Any]:
     """One line of a recipe: the pass, its options as far as they are data, and the sites where it was put."""
     plain = {k: v for k, v in own.items() if isinstance(v, (int, float, str, bool, type(None)))}
     return {"pass": gate.name, "options": plain, "sites": [e.site for e in edits if e.verdict == "put"]}
@@ -88,14 +90,8 @@ def load(folder: str | Path, model: Model, *, inputs: Any = None, gates: Iterabl
         found = own.get(str(line.get("pass"))) or gate_named(str(line.get("pass")))
         sites = set(line.get("sites", ()))
         with all_or_nothing() as undo:
-            edits = put(
-                found,
-                dict(line.get("options", {})),
-                prepare(model, inputs),
-                undo,
-                only=sites.__contains__,
-                structure=True,
-            )
+            options = dict(line.get("options", {}))
+            edits = edited(found, options, prepare(model, inputs), undo, only=sites.__contains__, structure=True)
             missing = sites - {e.site for e in edits if e.verdict == "put"}
             if missing:
                 raise GatecError(f"the sites of {found.name} in {type(model).__name__}", found=f"none at {sorted(missing)[0]}",
@@ -108,7 +104,7 @@ def why(model: nn.Module, *passes: Any, inputs: Any = None, **options: Any) -> l
     """What `convert` would do and why, place by place, near misses included; nothing is changed."""
     program = prepare(model, inputs)
     for gate, own in steps(passes, options):
-        put(gate, own, program, [], dry=True)
+        edited(gate, own, program, [], dry=True)
     return program.edits
 
 
