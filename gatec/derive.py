@@ -28,6 +28,8 @@ RESERVED = {
     "row", "col", "rows", "across", "shape", "ROWS", "COLS", "read", "write", "place",
     "out", "grad", "grads", "needs", "expect", "broadcast", "launch", "merged", "align", "room",
     "reduced", "inside", "step", "steps", "tile", "kept", "settled", "COLUMNS", "warps",
+    "h", "h0", "dh0", "t", "i", "dim", "reverse", "full", "lanes", "first", "chunk", "start", "state", "carried", "product",
+    "local", "local_h", "local_r", "decays", "before", "earlier", "walked", "carries", "put", "fold", "DOWN", "CHUNK", "workspaces",
 }  # fmt: skip
 
 
@@ -68,7 +70,7 @@ def derive(fn: Callable[..., Tensor], examples: Sequence[Tensor], *, rows: bool 
     differentiable = out.is_floating_point() and bool(floats)
     with BroadcastWeights():
         forward = flat_graph(fn, full)
-        backward = flat_graph(gradients if differentiable else lambda *_: [], [fn(*full), *full])
+        backward = flat_graph(gradients if differentiable else lambda *_: [], [torch.empty_like(fn(*full)), *full])
     if rows:
         row_form(forward, shape)
         row_form(backward, shape)
@@ -136,7 +138,11 @@ def operand_names(fn: Callable[..., Tensor], count: int) -> list[str]:
 
 
 def taken(name: str) -> bool:
-    return name in RESERVED or keyword.iskeyword(name) or name.endswith(("_grad", "_at", "_of", "_ptr", "_sum"))
+    return (
+        name in RESERVED
+        or keyword.iskeyword(name)
+        or name.endswith(("_grad", "_at", "_of", "_ptr", "_sum", "_t", "_along"))
+    )
 
 
 def as_seen(

@@ -1,14 +1,21 @@
-"""Where `gatec::scan` meets other worlds: ONNX's own Scan."""
+"""Where `gatec::scan` meets other worlds: its generated kernel on CUDA, and ONNX's own Scan."""
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import onnx_ir as ir
+import torch
 from onnxscript import opset18 as op
+from torch import Tensor
 
+from gatec.derive import derive
+from gatec.dispatch import choice
+from gatec.kernel import Kernel
+from gatec.kernels.scan import render
 from gatec.onnx import register_translation
-from gatec.recurrence import SCAN
+from gatec.recurrence import LIBRARY, SCAN, form, room, states
 
 HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
@@ -67,4 +74,41 @@ def _moves(x: ir.Value, dim: int) -> bool:
     return len(_shape(x)) >= -dim and _shape(x)[dim] != 1
 
 
+def _decay(a: Tensor) -> Tensor:
+    return a
+
+
+def _new(b: Tensor) -> Tensor:
+    return b
+
+
+@functools.cache
+def kernel_for(decay: torch.dtype, new: torch.dtype) -> Kernel:
+    """The scan of operands that are decay and new part themselves."""
+    parts = [derive(f, [torch.empty(1, dtype=d, device="meta")]) for f, d in ((_decay, decay), (_new, new))]
+    return render("scan", "gatec::scan", *parts)
+
+
+def on_cuda(a: Tensor, b: Tensor, h0: Tensor | None, dim: int, reverse: bool) -> Tensor:
+    """The kernel where it was verified on this device and measured faster there, else PyTorch's own operators."""
+    full, along, dtype = form(a, b, h0, dim)
+    if dtype != b.dtype or dtype.is_complex or full != torch.broadcast_shapes(a.shape, b.shape) or not full.numel():
+        return states(a, b, h0, dim, reverse)
+    kernel = kernel_for(a.dtype, b.dtype)
+    tensors = [a, b] if h0 is None else [a, b, h0]
+
+    def eager(a: Tensor, b: Tensor, h0: Tensor | None = None) -> Tensor:
+        return states(a, b, h0, along, reverse)
+
+    def launched(a: Tensor, b: Tensor, h0: Tensor | None = None) -> Tensor:
+        found: Tensor = kernel.load().forward(a, b, h0=h0, dim=along, reverse=reverse)
+        return found
+
+    side = f"{'reverse' if reverse else 'forward'}-{along - len(full)}-{len(tensors)}"
+    out: Tensor = choice(f"{kernel.name}_{kernel.key}", side, {"kernel": launched}, eager, eager, tensors)(*tensors)
+    like = room(b, full, dtype)
+    return out if out.stride() == like.stride() else like.copy_(out)
+
+
+LIBRARY.impl("scan", on_cuda, "CUDA")
 register_translation(SCAN, scanned)

@@ -7,7 +7,9 @@ import torch
 from torch import nn
 
 import gatec
+from gatec.kernels.lint import complaints
 from gatec.recurrence import GROUP, linear_recurrence
+from gatec.scanning import kernel_for, on_cuda
 
 STEPS = [1, 2, GROUP, 2 * GROUP - 1, 2 * GROUP, 67, 3 * GROUP**2 + 5]
 GATES = {
@@ -166,3 +168,27 @@ def test_compiled_whole():
     x = torch.randn(2, 9, 5, requires_grad=True)
     model(x).sum().backward()
     assert x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "types", [*itertools.product([torch.float32, torch.bfloat16, torch.float64], repeat=2)], ids=str
+)
+def test_its_kernel_is_generated_for_every_type(types):
+    source = kernel_for(*types).source
+    assert not complaints(source) and f"DTYPES = {types}" in source
+
+
+def test_what_cuda_would_run_is_the_operator():
+    a, b, h0 = operands(67)
+    for reverse in (False, True):
+        torch.testing.assert_close(on_cuda(a, b, h0, -2, reverse), linear_recurrence(a, b, h0, reverse=reverse))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_device():
+    given = [x.detach().float().cuda().requires_grad_() for x in operands(500)]
+    ours, theirs = linear_recurrence(*given), loop(*given)
+    torch.testing.assert_close(ours, theirs)
+    grads = (torch.autograd.grad(x.sum(), given) for x in (ours, theirs))
+    torch.testing.assert_close(*grads)

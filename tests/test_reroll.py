@@ -191,3 +191,16 @@ def test_real_models(name):
         torch.testing.assert_close(
             rolled(ids, use_cache=False).logits, model(ids, use_cache=False).logits, atol=1e-4, rtol=1e-4
         )
+
+
+def test_reroll_is_a_word_of_pipelines(tmp_path):
+    model, given = Looped(LOOPS["layers_inside"]), inputs(8)
+    assert [e.verdict for e in gatec.why(model, "reroll", inputs=given)] == ["put"]
+    rolled = gatec.convert(model, "reroll", inputs=given)
+    same(model, rolled, inputs(20))
+    loaded = gatec.load(gatec.save(rolled, tmp_path), Looped(LOOPS["layers_inside"]), inputs=given)
+    same(model, loaded, inputs(20))
+    with pytest.raises(gatec.GatecError, match=r"^gatec: reroll without options\n  found x$"):
+        gatec.convert(model, "reroll(x=1)", inputs=given)
+    with pytest.raises(gatec.GatecError, match="tanh of the carried value"):
+        gatec.convert(Looped(TRAPS["squashed"]), "reroll", inputs=given)

@@ -18,12 +18,13 @@ from gatec.bench.coverage import coverage as sweep
 from gatec.bench.depth import depths
 from gatec.bench.experts import experts
 from gatec.bench.papers import literature
+from gatec.bench.scan import scan
 from gatec.errors import GatecError
 
 Row = dict[str, Any]
 BENCHMARKS: dict[str, Callable[..., list[Row]]] = {
     "convert": conversion, "moe": experts, "capture": depths, "coverage": sweep,
-    "papers": literature,
+    "papers": literature, "scan": scan,
 }  # fmt: skip
 MODELS = ("diffusers", "timm", "torch-rechub", "torchfm", "transformers")
 RESULTS = Path(__file__).parent / "results"

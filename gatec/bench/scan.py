@@ -1,0 +1,69 @@
+"""A loop over time as its author wrote it beside the same module after gatec.reroll, forward and with gradients."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gatec.bench.clock import medians
+from gatec.rerolling import reroll
+
+LENGTHS = (64, 256, 1024, 4096)
+SIZES = ((1, 64), (4, 256))  # batch and channels: launches decide in the first, memory in the second
+SHORT = 8  # steps of the example that the loop is captured on
+WITH_GRADIENTS = 1024  # above it the loop's backward takes minutes
+
+
+class Loop(nn.Module):
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        h, states = torch.zeros_like(b[:, 0]), []
+        for t in range(b.shape[1]):
+            h = a[:, t] * h + b[:, t]
+            states.append(h)
+        return torch.stack(states, 1)
+
+
+def scan(lengths: tuple[int, ...] = LENGTHS, repeats: int = 7) -> list[dict[str, Any]]:
+    """Rows by size and length: milliseconds of the loop and of the recurrence, their ratio, seconds of the conversion."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model, rows = Loop(), []
+    reroll(model, _inputs(1, SHORT, 8, device))  # what is imported and cached once is not counted
+    for batch, width in SIZES:
+        start = time.perf_counter()
+        rolled = reroll(model, _inputs(batch, SHORT, width, device))
+        convert = {"convert s": round(time.perf_counter() - start, 2)}
+        size = {"batch": batch, "width": width}
+        rows += [{**size, **_row(model, rolled, _inputs(batch, t, width, device), repeats), **convert} for t in lengths]
+    return rows
+
+
+def _inputs(batch: int, steps: int, width: int, device: str) -> list[Tensor]:
+    return [torch.rand(batch, steps, width, device=device), torch.randn(batch, steps, width, device=device)]
+
+
+def _row(model: nn.Module, rolled: nn.Module, inputs: list[Tensor], repeats: int) -> dict[str, Any]:
+    with torch.no_grad():
+        ahead = medians({"loop": lambda: _ran(model, inputs), "reroll": lambda: _ran(rolled, inputs)}, repeats)
+    row = {"steps": inputs[0].shape[1], **_columns(ahead, "")}
+    if inputs[0].shape[1] <= WITH_GRADIENTS:
+        for x in inputs:
+            x.requires_grad_()
+        both = {"loop": lambda: _ran(model, inputs, True), "reroll": lambda: _ran(rolled, inputs, True)}
+        row |= _columns(medians(both, max(repeats // 2, 1)), "f+b ")
+    return row
+
+
+def _columns(seconds: dict[str, float], prefix: str) -> dict[str, Any]:
+    found = {f"{prefix}{name} ms": round(s * 1e3, 3) for name, s in seconds.items()}
+    return {**found, f"{prefix}loop / reroll": round(seconds["loop"] / seconds["reroll"], 1)}
+
+
+def _ran(model: nn.Module, inputs: list[Tensor], gradients: bool = False) -> None:
+    out = model(*inputs)
+    if gradients:
+        torch.autograd.grad(out.sum(), inputs)
+    if out.is_cuda:
+        torch.cuda.synchronize()
