@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -215,7 +216,21 @@ def _of_file(path: Path, name: str) -> Found:
         raise GatecError("a model as FILE.py:NAME", found=found, hint=", ".join(near))
     model = _made(getattr(module, name), f"{path}:{name}")
     inputs = getattr(module, "inputs", None)
-    return Found(model, inputs() if callable(inputs) else inputs)
+    return Found(model, _called(inputs, path) if callable(inputs) else inputs)
+
+
+SIZES = {"batch": 2, "length": 6}
+
+
+def _called(inputs: Callable[..., Any], path: Path) -> Any:
+    """What a file's `inputs()` gives; it may ask for a batch and a length."""
+    wanted = inspect.signature(inputs).parameters.values()
+    asked = [p.name for p in wanted if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    if not set(asked) <= set(SIZES):
+        raise GatecError(
+            "inputs() of a file to need nothing but a batch and a length", found=", ".join(asked), where=str(path)
+        )
+    return inputs(**{name: SIZES[name] for name in asked})
 
 
 def _run(path: Path) -> ModuleType:

@@ -227,3 +227,13 @@ def test_cuda_without_cuda():
 def test_a_device_that_is_none():
     words = "gatec: a device\n  found 'gpu'\n  try   cpu, cuda or cuda:0"
     refuses("transformers:llama", words, device="gpu")
+
+
+def test_inputs_of_a_file_may_ask_for_a_batch_and_a_length(tmp_path):
+    file = tmp_path / "block.py"
+    given = "import torch\nmodule = torch.nn.Linear(4, 4)\ndef inputs({}):\n    return torch.zeros(batch, length, 4)\n"
+    file.write_text(given.format("batch, length"))
+    assert zoo.find(f"{file}:module").inputs.shape == (2, 6, 4)
+    file.write_text(given.format("batch, length, pixels"))
+    with pytest.raises(GatecError, match="nothing but a batch and a length"):
+        zoo.find(f"{file}:module")
