@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from gatec.autograd import by, differentiable, through
 from gatec.capture import Call
 from gatec.capture.structure import flatten
 from gatec.dispatch import Run, choice
@@ -129,7 +130,8 @@ def op_for(made: Made, region: Region) -> Any:
     back = getattr(torch.ops.gatec, f"{name}_backward").default
     torch.library.register_fake(op, _ending(eager, _laid_out))
     torch.library.register_fake(back, lambda grad, *xs: [torch.empty_like(x) for x in xs if x.is_floating_point()])
-    torch.library.register_autograd(op, _backward(back), setup_context=_save)
+    differentiable(LIBRARY, op, eager, by(back))
+    differentiable(LIBRARY, back, made.pull, through(made.pull))
     register_decomposition(op, eager)
     _OPS[name] = op
     return op
@@ -158,19 +160,6 @@ def _strided(value: Tensor, like: Tensor) -> Tensor:
     if value.stride() == like.stride():
         return value
     return torch.empty_strided(like.shape, like.stride(), dtype=value.dtype, device=value.device).copy_(value)
-
-
-def _save(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
-
-
-def _backward(back: Any) -> Callable[..., tuple[Tensor | None, ...]]:
-    def pull(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        operands = ctx.saved_tensors  # a checkpoint hands them over once
-        found = iter(back(grad, *operands))
-        return tuple(next(found) if x.is_floating_point() else None for x in operands)
-
-    return pull
 
 
 def _dispatched(region: str, side: str, eager: Run, ways: Mapping[str, Run]) -> Run:

@@ -1,6 +1,7 @@
 """The emission rules, each of which a published kernel has broken, as a check of generated text."""
 
 import ast
+import re
 from collections.abc import Iterator
 
 FORBIDDEN = {
@@ -56,5 +57,7 @@ def in_kernel(function: ast.FunctionDef) -> Iterator[tuple[int, str]]:
         if name == "write" and ast.unparse(node.args[0]) in inputs:
             yield node.lineno, "writes over an operand"
     text = ast.unparse(function)
+    if re.search(r"\bcol \* ", text):
+        yield function.lineno, "a column's offset of 32 bits"
     if text.count("tl.program_id(0)") != text.count("tl.program_id(0).to(tl.int64)"):
         yield function.lineno, "a program id of 32 bits"

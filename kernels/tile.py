@@ -21,7 +21,7 @@ def place(row, col, rows, shape, strides):
         at += left * strides[0]
         inside &= row < rows
     if strides[len(shape)] is not None:
-        at += col * strides[len(shape)]
+        at += col.to(tl.int64) * strides[len(shape)]
         inside &= col < shape[len(shape) - 1]
     return at, inside
 

@@ -28,6 +28,7 @@ BROKEN = {
     "a store which does not cast to the type it stores":
         ("value.to(out.dtype.element_ty)", "value"),
     "a program id of 32 bits": ("tl.program_id(0).to(tl.int64)", "tl.program_id(0)"),
+    "a column's offset of 32 bits": ("col.to(tl.int64) *", "col *"),
     "writes over an operand": ("write(out, mul,", "write(x, mul,"),
     "a launch leaves enable_fp_fusion to triton's default": (", enable_fp_fusion=True", ""),
     "no header that says where it came from": ('"""gate: generated', 'x = """gate: generated'),

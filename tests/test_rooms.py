@@ -18,7 +18,7 @@ ROWS = [row.split() for row in [
     "gate site partition places",
     "verify tidy recognise",
     "rewrite",
-    "kernels regions dispatch",
+    "kernels regions dispatch autograd",
     "roofline reroll",
     "catalog onnx report history shrink trail",
     "making",

@@ -270,6 +270,8 @@ def _recapture(module: nn.Module, unit: Unit, args: Any, kwargs: Any) -> Any:
     flat = flatten(args, kwargs, unit.numbers)
     if (tracer := _tracer(flat.leaves)) is not None:
         return tracer.call(bare, module, *args, **kwargs)
+    if unit.only_fused and torch._C._are_functorch_transforms_active():
+        return _fall_back(module, unit, args, kwargs)  # tensors inside a transform cannot be looked at
     if not unit.numbers and any(_but_for_numbers(flat.key, known) for known, _ in unit.graphs):
         unit.numbers = True
         unit.graphs.clear()
@@ -305,7 +307,7 @@ def _caught(module: nn.Module, unit: Unit, args: Any, kwargs: Any, captured: Cap
         raise trouble
     try:
         graph = unit.graph(module, Call(args, kwargs))
-    except (Refused, GatecError):
+    except (Refused, GatecError, NotImplementedError):  # a tensor inside a transform has no memory to be asked for
         raise trouble from None
     other = compiled(graph)
     if other.source == captured.source:
