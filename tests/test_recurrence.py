@@ -163,6 +163,23 @@ def test_onnx_keeps_half_states_in_float32(tmp_path):
     gatec.export(model, tmp_path / "m.onnx", inputs=torch.randn(2, 9, 5).half())
 
 
+class Written(Gated):
+    """The recurrence as a loop."""
+
+    def forward(self, x):
+        a, h, out = torch.sigmoid(self.to_gate(x)), torch.zeros_like(x[:, 0]), []
+        for t in range(x.shape[1]):
+            h = a[:, t] * h + x[:, t]
+            out.append(h)
+        return torch.stack(out, 1)
+
+
+def test_onnx_runs_a_rolled_loop_at_other_lengths(tmp_path):
+    x = torch.randn(2, 9, 5)
+    exported = gatec.export(gatec.reroll(Written("tile", False, False).eval(), x), tmp_path / "m.onnx", inputs=x)
+    assert "sequence=19" in str(exported) and "Scan 1" in str(exported)
+
+
 def test_compiled_whole():
     model = torch.compile(Gated("tile", True, False).eval(), fullgraph=True, backend="aot_eager")
     x = torch.randn(2, 9, 5, requires_grad=True)
@@ -179,7 +196,7 @@ def test_its_kernel_is_generated_for_every_type(types):
 
 
 def test_what_cuda_would_run_is_the_operator():
-    a, b, h0 = operands(67)
+    a, b, h0 = (x.detach() for x in operands(67))
     for reverse in (False, True):
         torch.testing.assert_close(on_cuda(a, b, h0, -2, reverse), linear_recurrence(a, b, h0, reverse=reverse))
 

@@ -179,16 +179,22 @@ def _write(graph: fx.Graph, decision: fx.Node, found: list[Found], least: int, m
             node.args, node.kwargs = _filled((args, kwargs), number)
         if node is not decision and node.target is hold:  # another size that is the length, or follows it
             with graph.inserting_before(node):
-                equal = graph.call_function(operator.eq, node.args[:2])
-            equal.meta = {**node.meta, "val": True}
-            node.args = (equal, True, node.args[2])
+                _asked(graph, operator.eq, *node.args[:2], node)
+            graph.erase_node(node)
     for compare, bound in ((operator.ge, least), (operator.le, most)):
         if bound is not None:
             with graph.inserting_before(decision):
-                holds = graph.call_function(compare, (length, bound))
-                graph.call_function(hold, (holds, True, decision.args[2])).meta = {**decision.meta, "val": None}
-            holds.meta = {**decision.meta, "val": True}
+                _asked(graph, compare, length, bound, decision)
     graph.erase_node(decision)
+
+
+def _asked(graph: fx.Graph, compare: Any, x: Any, y: Any, decision: fx.Node) -> None:
+    """Hold that two sizes compare so; an exporter's symbolic answer is made Python's own first."""
+    answer = graph.call_function(compare, (x, y))
+    plain = graph.call_function(operator.truth, (answer,))
+    for node in (answer, plain):
+        node.meta = {**decision.meta, "val": True}
+    graph.call_function(hold, (plain, True, decision.args[2])).meta = {**decision.meta, "val": None}
 
 
 def _filled(value: Any, number: Callable[[Grows], fx.Node]) -> Any:
