@@ -1,6 +1,6 @@
 """Chain-of-Model: hidden units in a chain of groups, each of which sees only the groups before it.
 
-Song et al., "Chain-of-Model Learning for Language Model", 2025, arXiv:2505.11820.
+Song et al., "Chain-of-Model Learning for Language Model", NeurIPS 2025, arXiv:2505.11820.
 
     y = (W * M) x,   M_ij = 1[chain(i) >= chain(j)]
 
@@ -25,17 +25,14 @@ class ChainLinear(nn.Linear):
         return F.linear(x, self.weight * self.mask, self.bias)
 
 
-class ChainNorm(nn.Module):
-    """Each chain by its own mean square."""
-
+class ChainNorm(nn.Module):  # each chain by its own mean square
     def __init__(self, width, chains):
         super().__init__()
         self.chains, self.weight = chains, nn.Parameter(torch.ones(width))
 
     def forward(self, x):
         h = x.unflatten(-1, (self.chains, -1))
-        h = h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + 1e-6)
-        return h.flatten(-2) * self.weight
+        return (h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + 1e-6)).flatten(-2) * self.weight
 
 
 class Layer(nn.Module):

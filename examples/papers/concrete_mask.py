@@ -7,9 +7,8 @@ Fusion", 2023, arXiv:2312.06173.
     tau_k' = tau_k * m / mean(m)
     theta  = theta_0 + lambda sum_k tau_k'
 
-x: the logits of the mask, of the shape of the parameter, 5 at the start so that m is nearly 1 (plain task arithmetic);
-tau_k = theta_k - theta_0, frozen. Outside of training the noise is left out. x is trained by the entropy of the
-predictions on unlabelled test data; lambda = 0.3.
+x: the logits of the mask, of the parameter's shape, 5 at first: m is nearly 1;  tau_k = theta_k - theta_0, frozen. Noise
+in training alone. x is trained by the mean entropy of predictions on unlabelled test data; lambda = 0.3.
 """
 
 import torch
@@ -19,9 +18,7 @@ from torch.nn.utils import parametrize
 GATES = [("feature", 2)]
 
 
-class ConcreteMask(nn.Module):
-    """Puts the masked task vectors onto a pretrained weight."""
-
+class ConcreteMask(nn.Module):  # puts the masked task vectors onto a pretrained weight
     def __init__(self, task_vectors, temperature=0.5, scale=0.3):
         super().__init__()
         self.register_buffer("task_vectors", task_vectors)
@@ -34,12 +31,10 @@ class ConcreteMask(nn.Module):
             u = torch.rand_like(logits).clamp(1e-6, 1 - 1e-6)
             logits = logits + u.log() - (1 - u).log()
         mask = torch.sigmoid(logits / self.temperature)
-        masked = self.task_vectors * (mask / mask.mean())
-        return pretrained + self.scale * masked.sum(dim=0)
+        return pretrained + self.scale * (self.task_vectors * (mask / mask.mean())).sum(dim=0)
 
 
-def entropy(logits):
-    """What the mask is trained by: the mean entropy of the predictions."""
+def entropy(logits):  # what the mask is trained by
     return -(logits.softmax(-1) * logits.log_softmax(-1)).sum(-1).mean()
 
 
@@ -49,13 +44,11 @@ class Classifier(nn.Module):
         self.fc1, self.fc2 = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, classes)
         for layer in (self.fc1, self.fc2):
-            layer.requires_grad_(False)
             tau = 0.1 * torch.randn(experts, *layer.weight.shape)
-            parametrize.register_parametrization(layer, "weight", ConcreteMask(tau))
+            parametrize.register_parametrization(layer.requires_grad_(False), "weight", ConcreteMask(tau))
 
     def forward(self, x):
-        x = x + self.fc2(torch.relu(self.fc1(self.norm(x))))
-        return self.head(x.amax(dim=1))
+        return self.head((x + self.fc2(torch.relu(self.fc1(self.norm(x))))).amax(dim=1))
 
 
 def module(experts=3):

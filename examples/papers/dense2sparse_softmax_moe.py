@@ -23,16 +23,13 @@ VARIANTS = [{"act": None}, {"act": torch.tanh}, {"act": F.gelu}]
 class SoftmaxGaussianMoE(nn.Module):
     def __init__(self, width, experts, act, tau):
         super().__init__()
-        self.beta = nn.Linear(width, experts)
-        self.mean = nn.Linear(width, experts)
+        self.beta, self.mean = nn.Linear(width, experts), nn.Linear(width, experts)
         self.log_sigma = nn.Parameter(torch.zeros(experts))
         self.log_tau = nn.Parameter(torch.tensor(math.log(tau)))
         self.act = act
 
     def forward(self, x):
-        scores = self.beta(x)
-        if self.act is not None:
-            scores = self.act(scores)
+        scores = self.beta(x) if self.act is None else self.act(self.beta(x))
         gate = F.softmax(scores / self.log_tau.exp(), dim=-1)
         return (gate * self.mean(x)).sum(-1, keepdim=True)
 

@@ -23,8 +23,7 @@ class Selection(nn.Module):
     def __init__(self, size, features, eta=0.01, rise=0.001, fall=0.002):
         super().__init__()
         self.eta, self.rise, self.fall = eta, rise, fall
-        start = F.normalize(torch.rand(features, size), dim=-1)
-        self.features = nn.Parameter(start, requires_grad=False)
+        self.features = nn.Parameter(F.normalize(torch.rand(features, size), dim=-1), requires_grad=False)
         self.thresholds = nn.Parameter(torch.full((features,), 0.8), requires_grad=False)
 
     def forward(self, x):
@@ -49,8 +48,7 @@ class Classifier(nn.Module):
         self.select, self.head = Selection(size, features), nn.Linear(features, classes)
 
     def forward(self, surfaces):
-        x = F.normalize(surfaces, dim=-1)
-        return self.head(self.select(x).sum(dim=1))
+        return self.head(self.select(F.normalize(surfaces, dim=-1)).sum(dim=1))
 
 
 def module():

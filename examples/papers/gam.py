@@ -31,8 +31,7 @@ class GAMBlock(nn.Module):
     def forward(self, x):
         u = self.norm1(x)
         local = self.conv(u.transpose(1, 2))[..., : x.shape[1]].transpose(1, 2)
-        scores = torch.matmul(u, self.memory_bank.t())
-        globe = torch.matmul(F.softmax(scores, dim=-1), self.memory_bank)
+        globe = torch.matmul(F.softmax(u @ self.memory_bank.t(), dim=-1), self.memory_bank)
         local_gate, global_gate = torch.sigmoid(self.gate(u)).chunk(2, dim=-1)
         x = x + local_gate * local + global_gate * globe
         return x + self.ffn(self.norm2(x))

@@ -1,6 +1,6 @@
 """Gateformer's representation gate: a convex blend of two views of each variate.
 
-Lan et al., "Gateformer: Advancing Multivariate Time Series Forecasting through Temporal and Variate-Wise Attention
+Lan and Oermann, "Gateformer: Advancing Multivariate Time Series Forecasting through Temporal and Variate-Wise Attention
 with Gated Representations", 2025, arXiv:2505.00307.
 
     g = sigmoid(W1 a + b1 + W2 b + b2)

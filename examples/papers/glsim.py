@@ -20,8 +20,7 @@ GATES = []
 class GLSim(nn.Module):
     def __init__(self, width, patch, top, classes):
         super().__init__()
-        self.patch, self.top = patch, top
-        self.embed = nn.Conv2d(3, width, patch, stride=patch)
+        self.patch, self.top, self.embed = patch, top, nn.Conv2d(3, width, patch, stride=patch)
         self.class_token = nn.Parameter(torch.zeros(1, 1, width))
         layer = {"dim_feedforward": 2 * width, "dropout": 0.0, "batch_first": True, "norm_first": True}
         self.encoder = nn.TransformerEncoderLayer(width, 4, **layer)
@@ -36,8 +35,7 @@ class GLSim(nn.Module):
     @torch.no_grad()
     def crops(self, z, images):
         side = images.shape[-1] // self.patch
-        similarity = F.cosine_similarity(z[:, :1], z[:, 1:], dim=-1)
-        index = similarity.topk(self.top, dim=-1).indices
+        index = F.cosine_similarity(z[:, :1], z[:, 1:], dim=-1).topk(self.top, dim=-1).indices
         rows, columns = (index // side).to(images.dtype), (index % side).to(images.dtype)
         top, left = rows.amin(1) / side, columns.amin(1) / side
         height, width = (rows.amax(1) + 1) / side - top, (columns.amax(1) + 1) / side - left
@@ -50,8 +48,7 @@ class GLSim(nn.Module):
     def forward(self, images):
         z = self.encode(images)
         local = self.encode(self.crops(z, images))
-        both = self.aggregator(torch.stack([z[:, 0], local[:, 0]], dim=1))
-        return self.head(both[:, 0])
+        return self.head(self.aggregator(torch.stack([z[:, 0], local[:, 0]], dim=1))[:, 0])
 
 
 def module():

@@ -20,26 +20,22 @@ GATES = [("highway", 1)]
 class GAT(nn.Module):
     def __init__(self, width):
         super().__init__()
-        self.w = nn.Linear(width, width, bias=False)
-        self.source, self.target = nn.Linear(width, 1, bias=False), nn.Linear(width, 1, bias=False)
+        self.w, self.source, self.target = (nn.Linear(width, n, bias=False) for n in (width, 1, 1))
 
     def forward(self, nodes, edges):
         h = self.w(nodes)
-        scores = F.leaky_relu(self.source(h) + self.target(h).transpose(1, 2), 0.2)
-        scores = scores.masked_fill(edges == 0, torch.finfo(scores.dtype).min)
+        scores = F.leaky_relu(self.source(h) + self.target(h).transpose(1, 2), 0.2).masked_fill(edges == 0, -1e9)
         return F.elu(torch.softmax(scores, dim=-1) @ h)
 
 
 class Encoder(nn.Module):
     def __init__(self, vocabulary=50, width=24, heads=2, pixels=32):
         super().__init__()
-        self.embed = nn.Embedding(vocabulary, width)
+        self.embed, self.lm_head = nn.Embedding(vocabulary, width), nn.Linear(width, vocabulary)
         self.text = nn.TransformerEncoderLayer(width, heads, 2 * width, dropout=0.0, batch_first=True)
-        self.graph, self.image = GAT(width), nn.Linear(pixels, width)
+        self.graph, self.image, self.gate_dense = GAT(width), nn.Linear(pixels, width), nn.Linear(3 * width, width)
         self.image_attention = nn.MultiheadAttention(width, heads, batch_first=True)
         self.graph_attention = nn.MultiheadAttention(width, heads, batch_first=True)
-        self.gate_dense = nn.Linear(3 * width, width)
-        self.lm_head = nn.Linear(width, vocabulary)
 
     def forward(self, tokens, nodes, edges, patches=None):
         hidden = self.text(self.embed(tokens))
@@ -49,11 +45,8 @@ class Encoder(nn.Module):
         if patches is not None:
             image = self.image(patches)
             image_att, _ = self.image_attention(hidden, image, image)
-
-        merge = torch.cat([hidden, image_att, graph_att], dim=-1)
-        gate = torch.sigmoid(self.gate_dense(merge))
-        hidden = (1 - gate) * hidden + gate * image_att + gate * graph_att
-        return self.lm_head(hidden)
+        gate = torch.sigmoid(self.gate_dense(torch.cat([hidden, image_att, graph_att], dim=-1)))
+        return self.lm_head((1 - gate) * hidden + gate * image_att + gate * graph_att)
 
 
 def module():

@@ -33,9 +33,7 @@ class Workspace(nn.Module):
 
     def choose(self, c):
         g = F.softmax(self.select(c), dim=-1)
-        if self.training:
-            return g
-        return F.one_hot(g.argmax(-1), g.shape[-1]).to(g.dtype)
+        return g if self.training else F.one_hot(g.argmax(-1), g.shape[-1]).to(g.dtype)
 
     def forward(self, x):  # batch, digits
         given = self.encode[0](self.read(x))

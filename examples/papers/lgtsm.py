@@ -5,9 +5,8 @@ Chang, Liu, Lee, Hsu, "Learnable Gated Temporal Shift Module for Deep Video Inpa
     h = [tconv(x_a; k_0), tconv(x_b; k_1), x_rest]
     y = LeakyReLU(Conv_f(h)) * sigmoid(Conv_g(h))
 
-x: batch, frames, C, height, width;  x_a, x_b: a quarter of the channels each, which share one kernel over time, at
-first a shift by one frame to either side;  Conv_f, Conv_g: C -> C', 3 x 3, the same for every frame.
-The released code also puts a spectral norm on the convolutions.
+x: batch, frames, C, height, width;  x_a, x_b: a quarter of the channels each, under one kernel k over time, at
+first a shift by one frame;  Conv_f, Conv_g: C -> C', 3 x 3, per frame, in the released code with a spectral norm.
 """
 
 import torch

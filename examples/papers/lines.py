@@ -1,7 +1,7 @@
 """LiNeS: what fine-tuning changed is scaled by depth, shallow layers less than deep ones.
 
 Wang, Dimitriadis, Favero, Ortiz-Jimenez, Fleuret and Frossard, "LiNeS: Post-training Layer Scaling Prevents Forgetting
-and Enhances Model Merging", 2024, arXiv:2410.17146.
+and Enhances Model Merging", ICLR 2025, arXiv:2410.17146.
 
     theta_l = theta0_l + (alpha + beta * (l - 1) / (L - 1)) * tau_l,        tau_l = theta_ft_l - theta0_l
 

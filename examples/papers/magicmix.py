@@ -20,12 +20,8 @@ class Denoiser(nn.Module):
     def __init__(self, channels, width, steps):
         super().__init__()
         self.time = nn.Embedding(steps, width)
-        self.inp, self.mid, self.out = (
-            nn.Conv2d(channels, width, 3, padding=1),
-            nn.Conv2d(width, width, 3, padding=1),
-            nn.Conv2d(width, channels, 3, padding=1),
-        )
-        self.prompt = nn.Linear(10, width)
+        self.inp, self.mid = nn.Conv2d(channels, width, 3, padding=1), nn.Conv2d(width, width, 3, padding=1)
+        self.out, self.prompt = nn.Conv2d(width, channels, 3, padding=1), nn.Linear(10, width)
 
     def forward(self, z, t, prompt):
         h = self.inp(z) + (self.time.weight[t] + self.prompt(prompt))[:, :, None, None]

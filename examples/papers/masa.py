@@ -39,10 +39,8 @@ class Transformer(nn.Module):
 
     def attention(self, x, layer):
         b, n, d = x.shape
-        q, k, v = (
-            F.linear(x, p.weight(layer)).view(b, n, self.heads, d // self.heads).transpose(1, 2)
-            for p in (self.q, self.k, self.v)
-        )
+        shape = (b, n, self.heads, d // self.heads)
+        q, k, v = (F.linear(x, p.weight(layer)).view(shape).transpose(1, 2) for p in (self.q, self.k, self.v))
         h = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         return F.linear(h.transpose(1, 2).reshape(b, n, d), self.o.weight(layer))
 

@@ -3,11 +3,9 @@
 Abdullah and Aydin, "NiNformer: A Network in Network Transformer with Token Mixing Generated Gating Function", 2024,
 arXiv:2403.02411.
 
-    u = LN(x)
-    y = x + (W u) * MLPMixer(u)
-    out = y + FFN(LN(y))
+    y = x + (W u) * MLPMixer(u),   u = LN(x),   out = y + FFN(LN(y))
 
-x, u, y: batch, tokens, width. Both lines share the one LN. The mixer's own layers have a number of tokens fixed.
+x, u, y, out: batch, tokens, width. There is one LN for both. The mixer's own layers have a number of tokens fixed.
 """
 
 import torch

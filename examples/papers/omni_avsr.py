@@ -3,12 +3,10 @@
 Cappellazzo, Liu, Ma, Petridis and Pantic, "Omni-AVSR: Towards Unified Multimodal Speech Recognition with Large Language
 Models", 2025, arXiv:2511.07253.
 
-    shared:    y = W x + B A x
-    per task:  y = W x + B_t A_t x
-    both:      y = W x + B A x + B_t A_t x           t in {audio, video, audio and video}
+    shared:  y = W x + B A x           per task:  y = W x + B_t A_t x
+    both:    y = W x + B A x + B_t A_t x           t in {audio, video, audio and video}
 
-x: batch, tokens, width;  W is frozen;  t: batch, the task of each sample, given with it. Tokens are averaged over
-`rate` frames; training draws the rate. Read from the abstract. The task is looked up like an embedding.
+x: batch, tokens, width;  W is frozen;  t: batch, given. Tokens are means of `rate` frames. Read from the abstract.
 """
 
 import torch
@@ -22,8 +20,7 @@ VARIANTS = [{"strategy": "shared"}, {"strategy": "task"}]
 class OmniLoRA(nn.Module):
     def __init__(self, width, out, tasks, rank, strategy):
         super().__init__()
-        self.base = nn.Linear(width, out).requires_grad_(False)
-        self.scale, self.strategy = 1 / rank, strategy
+        self.base, self.scale, self.strategy = nn.Linear(width, out).requires_grad_(False), 1 / rank, strategy
         if strategy != "task":
             self.a, self.b = nn.Linear(width, rank, bias=False), nn.Linear(rank, out, bias=False)
         if strategy != "shared":
@@ -42,11 +39,9 @@ class OmniLoRA(nn.Module):
 class Recogniser(nn.Module):
     def __init__(self, width, tasks, rank, strategy, rate):
         super().__init__()
-        self.rate, self.norm = rate, nn.LayerNorm(width)
+        self.rate, self.norm, self.vocabulary = rate, nn.LayerNorm(width), nn.Linear(width, 30)
         self.audio, self.video = nn.Linear(20, width), nn.Linear(12, width)
-        self.qkv = OmniLoRA(width, 3 * width, tasks, rank, strategy)
-        self.out = OmniLoRA(width, width, tasks, rank, strategy)
-        self.vocabulary = nn.Linear(width, 30)
+        self.qkv, self.out = (OmniLoRA(width, n * width, tasks, rank, strategy) for n in (3, 1))
 
     def forward(self, audio, video, task):
         h = torch.cat([self.audio(audio), self.video(video)], dim=1).transpose(1, 2)

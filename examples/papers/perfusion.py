@@ -8,7 +8,7 @@ arXiv:2305.01644.
 
 e: batch, words, text width;  W: the frozen key or value projection;  i*: the running mean of the concept's encodings;
 C: the second moment of text encodings, kept as its inverse;  o*: of the keys locked to the super-category's key
-(a buffer), of the values learned. beta, tau: 0.75, 0.1 in training, 0.70, 0.15 afterwards.
+(frozen), of the values learned. beta, tau: 0.75, 0.1 in training, 0.70, 0.15 afterwards.
 """
 
 import torch
@@ -24,36 +24,26 @@ class RankOneEdit(nn.Module):
         self.register_buffer("i_star", concept)
         self.register_buffer("c_inv", c_inv)
         start = proj(concept if locked_to is None else locked_to).detach()
-        if locked_to is None:
-            self.o_star = nn.Parameter(start)
-        else:
-            self.register_buffer("o_star", start)
+        self.o_star = nn.Parameter(start, requires_grad=locked_to is None)
 
     def forward(self, e):
         beta, tau = (0.75, 0.1) if self.training else (0.70, 0.15)
         i_energy = self.i_star @ self.c_inv @ self.i_star
         sim = (e @ self.c_inv @ self.i_star).unsqueeze(-1) / i_energy
-        e_orthogonal = e - sim * self.i_star
-        return self.proj(e_orthogonal) + torch.sigmoid((sim - beta) / tau) * self.o_star
+        return self.proj(e - sim * self.i_star) + torch.sigmoid((sim - beta) / tau) * self.o_star
 
 
-class CrossAttention(nn.Module):
-    """Image tokens ask the words of the prompt."""
-
+class CrossAttention(nn.Module):  # image tokens ask the words of the prompt
     def __init__(self, width, text_width, heads, concept, super_category, c_inv):
         super().__init__()
-        self.heads, self.scale = heads, (width // heads) ** -0.5
-        self.norm = nn.LayerNorm(width)
+        self.heads, self.scale, self.norm = heads, (width // heads) ** -0.5, nn.LayerNorm(width)
         self.to_q, self.to_out = nn.Linear(width, width, bias=False), nn.Linear(width, width)
-        to_k, to_v = nn.Linear(text_width, width, bias=False), nn.Linear(text_width, width, bias=False)
-        self.to_k = RankOneEdit(to_k, concept, c_inv, locked_to=super_category)
-        self.to_v = RankOneEdit(to_v, concept, c_inv)
+        self.to_k = RankOneEdit(nn.Linear(text_width, width, bias=False), concept, c_inv, locked_to=super_category)
+        self.to_v = RankOneEdit(nn.Linear(text_width, width, bias=False), concept, c_inv)
 
     def forward(self, x, text):
-        def split(t):
-            return t.view(t.shape[0], t.shape[1], self.heads, -1).transpose(1, 2)
-
-        q, k, v = split(self.to_q(self.norm(x))), split(self.to_k(text)), split(self.to_v(text))
+        qkv = self.to_q(self.norm(x)), self.to_k(text), self.to_v(text)
+        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in qkv)
         weights = torch.softmax(q @ k.transpose(-2, -1) * self.scale, dim=-1)
         return x + self.to_out((weights @ v).transpose(1, 2).flatten(2))
 

@@ -5,8 +5,7 @@ Shih et al., "Theme Transformer: Symbolic Music Generation with Theme-Conditione
     y = x + (SA(x) + m * CA(x, theme)) / 2
     y = x + (SA(x) * (1 - m) + m * CA(x, theme)) / 2      mutually exclusive
 
-x, y: batch, tokens, width;  theme: batch, notes, width;  m: batch, tokens, true within a passage of the theme. The gate
-is an input, not learned.
+x, y: batch, tokens, width;  theme: batch, notes, width;  m: batch, tokens, given: true in a passage of the theme.
 """
 
 import torch
@@ -21,11 +20,9 @@ VARIANTS = [{"exclusive": True}]
 class ParallelDecoderLayer(nn.Module):
     def __init__(self, d_model, nhead, exclusive):
         super().__init__()
-        self.self_attn = nn.MultiheadAttention(d_model, nhead, batch_first=True)
-        self.cross_attn = nn.MultiheadAttention(d_model, nhead, batch_first=True)
+        self.self_attn, self.cross_attn = (nn.MultiheadAttention(d_model, nhead, batch_first=True) for _ in range(2))
         self.linear1, self.linear2 = nn.Linear(d_model, 2 * d_model), nn.Linear(2 * d_model, d_model)
-        self.norm1, self.norm2 = nn.LayerNorm(d_model), nn.LayerNorm(d_model)
-        self.exclusive = exclusive
+        self.norm1, self.norm2, self.exclusive = nn.LayerNorm(d_model), nn.LayerNorm(d_model), exclusive
 
     def forward(self, x, theme, label, causal):
         m = label.unsqueeze(-1).to(x.dtype)

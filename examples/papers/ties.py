@@ -1,6 +1,6 @@
 """TIES: task vectors trimmed, their signs elected, and those that agree averaged.
 
-Yadav, Tam, Choshen, Raffel and Bansal, "TIES-Merging: Resolving Interference When Merging Models", 2023,
+Yadav, Tam, Choshen, Raffel and Bansal, "TIES-Merging: Resolving Interference When Merging Models", NeurIPS 2023,
 arXiv:2306.01708.
 
     trim:   tau_m <- tau_m * 1[|tau_m| among the k largest of its model]

@@ -7,8 +7,8 @@ Complexity", 2022, arXiv:2204.06618.
     unique:   o_i = v_j   for the leftmost j with s_ij = max_j' s_ij'
     average:  o_i = mean of the v_j over all such j
 
-q, k, v, o: batch, heads, positions, width. A model of theory, without gradient to q and k: the mechanism in place of the
-softmax of an encoder's attention, where it may be trained softly (soft=True) and read hard.
+q, k, v, o: batch, heads, positions, width. A model of theory, without gradient to q and k. Here it stands
+in place of an encoder's softmax, which trains it; in evaluation it reads hard.
 """
 
 import torch
@@ -25,11 +25,8 @@ class HardAttention(nn.Module):
         self.heads, self.kind = heads, kind
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
 
-    def split(self, x):
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-
     def forward(self, x):
-        q, k, v = (self.split(part) for part in self.qkv(x).chunk(3, dim=-1))
+        q, k, v = (p.unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in self.qkv(x).chunk(3, dim=-1))
         scores = q @ k.transpose(-2, -1)
         soft = F.softmax(scores / k.shape[-1] ** 0.5, dim=-1)
         if self.kind == "average":
@@ -41,9 +38,7 @@ class HardAttention(nn.Module):
         return self.out((weights @ v).transpose(1, 2).flatten(2))
 
 
-class Recogniser(nn.Module):
-    """Whether a word is in the language: read at its first symbol."""
-
+class Recogniser(nn.Module):  # whether a word is in the language: read at its first symbol
     def __init__(self, symbols, width, kind):
         super().__init__()
         self.embed, self.attention = nn.Embedding(symbols, width), HardAttention(width, 2, kind)
@@ -51,11 +46,9 @@ class Recogniser(nn.Module):
         self.accept = nn.Linear(width, 1)
 
     def forward(self, word):
-        x = self.embed(word)
-        x = x + torch.linspace(0, 1, word.shape[1], device=x.device)[:, None]
+        x = self.embed(word) + torch.linspace(0, 1, word.shape[1], device=word.device)[:, None]
         x = x + self.attention(x)
-        x = x + self.ffn(x)
-        return self.accept(x[:, 0])
+        return self.accept((x + self.ffn(x))[:, 0])
 
 
 def module(kind="unique"):
