@@ -122,7 +122,7 @@ def _spelled(module: nn.Module, graph: fx.Graph, canon: Canon) -> bool:
     for node in [n for n in graph.nodes if n.op == "call_module"]:
         term, path = canon.terms["", node], str(node.target)
         child, layer = canon.graph_of(path), module.get_submodule(path)
-        if child is not None and (term.op in ACTIVATIONS or _small(child)):
+        if child is not None and (term.op in ACTIVATIONS or _small(child)) and not _hooked(layer):
             if sum(n.target == path for n in graph.nodes) > 1:
                 continue
             inline(graph, path, child)
@@ -145,10 +145,14 @@ LAYERS = {nn.LayerNorm: F.layer_norm, nn.RMSNorm: F.rms_norm, nn.Softmax: F.soft
 
 
 def _small(graph: fx.Graph) -> bool:
-    """Whether a child does nothing but what a region can hold: a norm that somebody wrote."""
+    """Whether a child does nothing but what a region can hold: a norm or a gate that somebody wrote as a module."""
     work = [n for n in graph.nodes if n.op not in ("placeholder", "get_attr", "output")]
     held = all(pointwise(n) or rowwise(n) or _helper(n) or n.target is hold for n in work)
-    return held and any(map(rowwise, work))
+    return held and bool(work)
+
+
+def _hooked(layer: nn.Module) -> bool:
+    return bool(layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks)
 
 
 def _layer(graph: fx.Graph, node: fx.Node, path: str, layer: nn.Module) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:

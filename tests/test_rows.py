@@ -105,3 +105,33 @@ def test_a_mean_over_positions_is_not_of_rows():
 def test_onnx_of_a_fused_norm(tmp_path):
     fused = gatec.fuse(Gated(nn.RMSNorm(16)), torch.randn(2, 3, 16), everywhere=True)
     assert gatec.export(fused, tmp_path / "m.onnx", inputs=torch.randn(2, 3, 16)).parity
+
+
+class Switch(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.logit = nn.Parameter(torch.randn(16))
+
+    def forward(self, x):
+        return x * torch.sigmoid(self.logit)
+
+
+class Switched(nn.Module):
+    """A gate that is a module of its own, on a branch."""
+
+    def __init__(self):
+        super().__init__()
+        self.branch, self.switch = nn.Linear(16, 16), Switch()
+
+    def forward(self, x):
+        return x + self.switch(self.branch(x))
+
+
+def test_a_gate_that_is_a_module_joins_the_region_around_it_unless_somebody_listens_to_it():
+    x, heard = torch.randn(2, 3, 16), []
+    model = Switched()
+    fused = gatec.fuse(model, x, everywhere=True)
+    assert len(gatec.kernels_of(fused)) == 1 and torch.allclose(model(x), fused(x))
+    model.switch.register_forward_hook(lambda *args: heard.append(1))
+    gatec.fuse(model, x, everywhere=True)(x)
+    assert heard
