@@ -38,7 +38,7 @@ def differentiable(library: torch.library.Library, op: Any, eager: Callable[...,
             return eager(*tensors)
         if not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors)):
             return below(*tensors)
-        found = Gradient.apply(*tensors)
+        found = Gradient.apply(*tensors)  # type: ignore[no-untyped-call]
         return list(found) if isinstance(found, tuple) else found
 
     library.impl(op, autograd, "Autograd")

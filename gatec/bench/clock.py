@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 
-def medians(ways: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+def medians(ways: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
     """Median seconds of each way over `repeats` rounds; the first round warms up and is not counted."""
     taken: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(repeats + 1):

@@ -268,7 +268,7 @@ class Canon:
 
 
 def _takes(graph: fx.Graph, inputs: int) -> bool:
-    return sum(n.op == "placeholder" for n in graph.nodes) == inputs
+    return len(graph.find_nodes(op="placeholder")) == inputs
 
 
 def _whole(a: fx.Node, b: fx.Node) -> bool:

@@ -179,7 +179,8 @@ def _write(graph: fx.Graph, decision: fx.Node, found: list[Found], least: int, m
             node.args, node.kwargs = _filled((args, kwargs), number)
         if node is not decision and node.target is hold:  # another size that is the length, or follows it
             with graph.inserting_before(node):
-                _asked(graph, operator.eq, *node.args[:2], node)
+                value, wanted = node.args[:2]
+                _asked(graph, operator.eq, value, wanted, node)
             graph.erase_node(node)
     for compare, bound in ((operator.ge, least), (operator.le, most)):
         if bound is not None:
