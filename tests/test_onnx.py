@@ -252,6 +252,87 @@ def test_one_tensor_passed_twice_stays_two_inputs(tmp_path: Path) -> None:
     torch.testing.assert_close(torch.from_numpy(out), a - 2 * b)
 
 
+class Chunks(nn.Module):
+    """Works at every length, but its trace only at multiples of four: the guard is lost in ONNX."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        short = -x.shape[1] % 4
+        if short:
+            x = F.pad(x, (0, 0, 0, short))
+        return x.view(x.shape[0], -1, 4, x.shape[2]).cumsum(2).flatten(1, 2)
+
+
+class Share(nn.Module):
+    """How many tokens stay is a number that Python makes of the length; the other size is any."""
+
+    def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        return x.topk(max(int(x.shape[1] * 0.7), 1), dim=1).values, y.flip(1)
+
+
+class Steps(nn.Module):
+    def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        return sum(x[:, t].sigmoid() for t in range(x.shape[1])), y.flip(1)
+
+
+KEPT = {
+    "a constant of the length": (Chunks, 1, "sequence stays 8: tracing makes a constant of what depends on it"),
+    "rounded by Python": (Share, 2, "sequence stays 8: tracing makes a constant of what depends on it"),
+    "a loop": (Steps, 2, "sequence stays 8: tracing ties it down"),
+}
+
+
+@pytest.mark.parametrize("case", KEPT)
+def test_only_the_size_that_a_trace_ties_down_stays(case: str, tmp_path: Path) -> None:
+    kind, count, note = KEPT[case]
+    got = export(kind(), tmp_path / "kept.onnx", (torch.randn(2, 8, 3), torch.randn(2, 7, 3))[:count])
+    agrees(got)
+    assert got.notes == (note,)
+    lengths = [axes[1] for axes in got.dynamic.values()]
+    assert lengths == ["8", "sequence_2"][:count]
+
+
+class Volume(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rate = nn.Parameter(torch.rand(3))
+        self.conv = nn.Conv3d(2, 4, (1, 3, 3), stride=(1, 2, 1), padding=(0, 1, 1), groups=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv3d(self.conv(x), self.rate.expand(4, 1, 3).view(4, 1, 3, 1, 1), padding=(1, 0, 0), groups=4)
+
+
+class OneHead(nn.Module):
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        mask = (x @ y.transpose(1, 2)) > 0
+        causal = F.scaled_dot_product_attention(x, x, x, is_causal=True)
+        return causal + F.scaled_dot_product_attention(x, y, y, attn_mask=mask | ~mask.any(2, keepdim=True))
+
+
+SHAPES = {Volume: [(2, 2, 4, 6, 5)], OneHead: [(2, 5, 8), (2, 7, 8)]}
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_forms_that_the_exporter_itself_gets_wrong(kind: type[nn.Module], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    got = export(kind(), tmp_path / "x.onnx", tuple(torch.randn(*shape) for shape in SHAPES[kind]))
+    agrees(got)
+    assert got.notes == ()
+
+
+class Chosen(nn.Module):
+    """The tokens that resemble the others least, whatever their length."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        n = F.normalize(x, dim=-1)
+        return (n @ n.transpose(1, 2)).mean(-1).topk(3, dim=1, largest=False).indices
+
+
+def test_inputs_of_other_sizes_hold_no_token_twice(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    got = export(Chosen(), tmp_path / "x.onnx", torch.randn(2, 6, 8))
+    assert got.dynamic == {"x": ("batch", "sequence", "length")} and all(row.max_abs == 0 for row in got.parity)
+
+
 @torch.library.custom_op("gatec_test::halved", mutates_args=())
 def halved(x: Tensor) -> Tensor:
     return x / 2
@@ -310,16 +391,6 @@ class Branch(nn.Module):
         return x[: int(x.sum())]
 
 
-class Chunks(nn.Module):
-    """Works at every length, but its trace only at multiples of four: the guard is lost in ONNX."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        short = -x.shape[1] % 4
-        if short:
-            x = F.pad(x, (0, 0, 0, short))
-        return x.view(x.shape[0], -1, 4, x.shape[2]).cumsum(2).flatten(1, 2)
-
-
 HEAD = "gatec: "
 ERRORS = {
     "opset": (
@@ -365,12 +436,6 @@ ERRORS = {
         lambda p: export(Branch(), p, torch.ones(2, 3)),
         "a model that torch.export traces and torch.onnx translates\n  found ...\n  where Branch\n"
         "  try   torch.export.export on the model alone shows the whole story",
-    ),
-    "lost guard": (
-        lambda p: export(Chunks(), p, torch.randn(2, 8, 3)),
-        "a file that onnxruntime runs at sizes which were not traced\n  found ...\n"
-        "  where Chunks at batch=3 sequence=17 length=7\n"
-        "  try   static=[...] with the names of the sizes that the model fixes",
     ),
     "checker": (
         lambda p: export(Conv().bfloat16(), p, torch.randn(2, 3, 8, 8).bfloat16()),

@@ -82,6 +82,7 @@ def stretched(t: Tensor, dim: int, size: int, *, mask: bool) -> Tensor:
         out = torch.stack([row.roll(i // old, along) for i, row in enumerate(out)])
     if t.is_floating_point() and not mask and not torch.equal(t, t.round()):
         # Nor should equal numbers be sorted, which each runtime does in its own order.
-        times = (torch.arange(size, device=t.device) // old).to(t.dtype)
-        out = out * (1 - times / 64).view(-1, *[1] * (t.dim() - 1 - dim % t.dim()))
+        again = (torch.arange(size) >= old).to(t.dtype).view(-1, *[1] * (t.dim() - 1 - dim % t.dim()))
+        noise = torch.rand(out.shape, generator=torch.Generator().manual_seed(0), dtype=t.dtype)
+        out = out * (1 - again * noise / 8).to(t.device)
     return out

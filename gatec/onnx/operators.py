@@ -8,6 +8,7 @@ import torch
 from onnxscript import opset18 as op
 from torch import Tensor
 from torch.export import ExportedProgram
+from torch.nn import functional as F
 
 from gatec.grouped import linear_op
 
@@ -93,6 +94,29 @@ def grouped_mm(x: Tensor, weight: Tensor, offs: Tensor | None = None, *rest: Any
     return linear_op(x, weight.transpose(1, 2), offs)
 
 
+def convolution_3d(
+    x: ir.Value,
+    weight: ir.Value,
+    bias: ir.Value | None = None,
+    stride: Sequence[int] = (1, 1, 1),
+    padding: Sequence[int] = (0, 0, 0),
+    dilation: Sequence[int] = (1, 1, 1),
+    groups: int = 1,
+) -> ir.Value:
+    strides, pads, dilations = ([*n] * 3 if len(n) == 1 else [*n] for n in (stride, padding, dilation))
+    out: ir.Value = op.Conv(x, weight, bias, strides=strides, pads=pads * 2, dilations=dilations, group=groups)
+    return out
+
+
+def one_head(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *rest: Any, **kw: Any) -> Any:
+    """Attention on [batch, tokens, width] is attention of one head."""
+    if q.dim() != 3 or k.dim() != 3 or v.dim() != 3:
+        return NotImplemented
+    heads = [t.unsqueeze(1) for t in (q, k, v)]
+    mask = mask.unsqueeze(1) if mask is not None and mask.dim() == 3 else mask
+    return F.scaled_dot_product_attention(*heads, mask, *rest, **kw).squeeze(1)
+
+
 def smallest_of_many(x: Tensor, k: int, dim: int = -1, keepdim: bool = False) -> tuple[Tensor, Tensor]:
     """The k-th smallest is the last of the k smallest."""
     values, indices = x.topk(k, dim, largest=False, sorted=True)
@@ -106,3 +130,5 @@ register_translation(torch.ops.aten.sort.stable, stable_sort)
 register_decomposition(torch.ops.aten._grouped_mm.default, grouped_mm)
 register_decomposition("transformers::grouped_mm_fallback", grouped_mm)
 register_decomposition(torch.ops.aten.kthvalue.default, smallest_of_many)
+register_translation(torch.ops.aten.conv3d.default, convolution_3d)
+register_decomposition(torch.ops.aten.scaled_dot_product_attention.default, one_head)

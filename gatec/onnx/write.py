@@ -8,19 +8,20 @@ from pathlib import Path
 
 import onnx
 import onnx_ir as ir
+from onnx_ir.passes import common
 from torch import Tensor, nn
 
 from gatec.errors import GatecError
 from gatec.inputs import example_inputs
 from gatec.onnx import skipping
-from gatec.onnx.axes import Axis, Tensors, axes_of, resized
+from gatec.onnx.axes import Axis, Tensors, resized
 from gatec.onnx.exported import Exported
 from gatec.onnx.flat import Flat, Inputs, evaluating, flatten
+from gatec.onnx.free import attempted, moving, unheld
 from gatec.onnx.parity import distance, proven, runtime
 from gatec.onnx.plain import plain
-from gatec.onnx.remedies import Remedy, remedied
 from gatec.onnx.sides import Sides
-from gatec.onnx.translate import GROUPED, translated
+from gatec.onnx.translate import GROUPED
 
 OPSETS = range(18, 26)  # above, the exporter stamps files with an opset that is not theirs
 INLINE = 1_500_000_000  # bytes of weights in the file itself; a protobuf ends at 2 GB
@@ -49,28 +50,43 @@ def export(
         flat, tensors = flatten(model, guessed(model) if inputs is None else inputs)
         repeatable(flat, tensors)
         axes, notes = moving(flat, tensors, static)
-        tensors = resized(tensors, {a: a.size for a in axes})
-        made, axes, more = attempted(flat, tensors, axes, opset)
-        with tempfile.TemporaryDirectory(dir=Path(path).resolve().parent) as folder:
-            sides, unskipped = decided(made, Path(folder)) if skip else (None, [])
-            file = saved(made, Path(folder) / Path(path).name)
-            others = sides.more(tensors) if sides else []
-            rows, hidden = proven(file, flat, tensors, axes, shapes_checked, tolerance, others)
-            size = sum(part.stat().st_size for part in Path(folder).iterdir())
-            # Only what was proven takes the name: an earlier file survives a failed export.
-            for part in Path(folder).iterdir():
-                part.replace(Path(path).parent / part.name)
+        while True:
+            try:
+                done = written(flat, tensors, axes, Path(path), opset, shapes_checked, tolerance, skip)
+                break
+            except GatecError:
+                if not (lost := unheld(flat, tensors, axes)):
+                    raise
+                axes = [a for a in axes if a not in lost]
+                notes += [f"{a.name} stays {a.size}: tracing makes a constant of what depends on it" for a in lost]
+    return replace(done, notes=tuple(notes) + done.notes)
+
+
+def written(
+    flat: Flat,
+    tensors: Tensors,
+    axes: list[Axis],
+    path: Path,
+    opset: int,
+    count: int,
+    tolerance: float | None,
+    skip: bool,
+) -> Exported:
+    """The file with these sizes free, proven."""
+    tensors = resized(tensors, {a: a.size for a in axes})
+    made, axes, notes = attempted(flat, tensors, axes, opset)
+    with tempfile.TemporaryDirectory(dir=path.resolve().parent) as folder:
+        sides, unskipped = decided(made, Path(folder)) if skip else (None, [])
+        file = saved(made, Path(folder) / path.name)
+        others = sides.more(tensors) if sides else []
+        rows, hidden = proven(file, flat, tensors, axes, count, tolerance, others)
+        size = sum(part.stat().st_size for part in Path(folder).iterdir())
+        # Only what was proven takes the name: an earlier file survives a failed export.
+        for part in Path(folder).iterdir():
+            part.replace(path.parent / part.name)
     operators = dict(Counter(node.op_type for node in made.graph.all_nodes()))
-    return Exported(
-        Path(path),
-        opset,
-        size,
-        operators,
-        labels(made),
-        rows,
-        tuple(notes + more + hidden + sparse(made) + unskipped),
-        sides.report() if sides else (),
-    )
+    said = tuple(notes + hidden + sparse(made) + unskipped)
+    return Exported(path, opset, size, operators, labels(made), rows, said, sides.report() if sides else ())
 
 
 def decided(made: ir.Model, folder: Path) -> tuple[Sides | None, list[str]]:
@@ -78,6 +94,7 @@ def decided(made: ir.Model, folder: Path) -> tuple[Sides | None, list[str]]:
     plain(made)
     dense = made.clone()
     parts, notes = skipping.skip(made)
+    common.NameFixPass()(made)
     return (Sides(dense, parts, folder) if parts else None), notes
 
 
@@ -98,71 +115,6 @@ def repeatable(flat: Flat, tensors: Tensors) -> None:
             where=type(flat.model).__name__,
             hint="draw random numbers outside of the model and pass them in",
         )
-
-
-def moving(flat: Flat, tensors: Tensors, static: Sequence[str]) -> tuple[list[Axis], list[str]]:
-    """The sizes that eager itself lets differ; a line for each one that it does not."""
-    axes, notes = [], []
-    candidates = axes_of(tensors)
-    known = [a.name for a in candidates]
-    if unknown := [name for name in static if name not in known]:
-        raise GatecError(f"static to name sizes among {', '.join(known)}", found=", ".join(unknown))
-    for axis in candidates:
-        if axis.name in static:
-            notes.append(f"{axis.name} stays {axis.size}, as asked")
-            continue
-        step = next((s for s in axis.steps if accepts(flat, tensors, axis, s)), None)
-        if step is not None:
-            # Tracing takes a size of one for a constant.
-            axes.append(replace(axis, size=max(2, axis.size), steps=(step,)))
-        elif axis.kind != "length":
-            refused = axis.size + axis.steps[-1]
-            notes.append(f"{axis.name} stays {axis.size}: the model refuses {refused}")
-    return axes, notes
-
-
-def accepts(flat: Flat, tensors: Tensors, axis: Axis, step: int) -> bool:
-    try:
-        flat(*resized(tensors, {axis: axis.size + step}).values())
-    except Exception:
-        return False
-    return True
-
-
-def attempted(flat: Flat, tensors: Tensors, axes: list[Axis], opset: int) -> tuple[ir.Model, list[Axis], list[str]]:
-    """Trace with as many sizes free as will go; notes say which were lost."""
-    tried: list[Remedy] = []
-    certain = [a for a in axes if a.kind != "length"]
-    rungs = [axes, certain, [a for a in axes if a.kind == "batch"], []]
-    failures: list[Exception] = []
-    for rung in [r for i, r in enumerate(rungs) if r not in rungs[:i]]:
-        made = remedied_until_it_traces(flat, tensors, rung, opset, tried)
-        if isinstance(made, Exception):
-            failures.append(made)
-            continue
-        lost = [f"{a.name} stays {a.size}: tracing ties it down" for a in certain if a not in rung]
-        return made, rung, [*(r.note for r in tried), *lost]
-    raise GatecError(
-        "a model that torch.export traces and torch.onnx translates",
-        found=str(failures[-1]).strip().splitlines()[0],
-        where=type(flat.model).__name__,
-        hint="torch.export.export on the model alone shows the whole story",
-    ) from failures[-1]
-
-
-def remedied_until_it_traces(
-    flat: Flat, tensors: Tensors, axes: list[Axis], opset: int, tried: list[Remedy]
-) -> ir.Model | Exception:
-    while True:
-        try:
-            return translated(flat, tensors, axes, opset)
-        except GatecError:
-            raise
-        except Exception as error:
-            copied = remedied(error, flat.model, tried)
-            if copied is None:
-                return error
-            flat = flat.on(copied)
 
 
 def saved(model: ir.Model, file: Path) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -35,7 +35,9 @@ def skipping(
         sessions = {name: session(Path(folder) / f"{name}.onnx", threads) for name in ("dense", "skipping")}
         for chosen, tensors in inputs.items():
             feeds = dict(zip([v.name for v in sessions["dense"].get_inputs()], map(numpy, tensors), strict=True))
-            ways = {name: functools.partial(s.run, None, feeds) for name, s in sessions.items()}
+            ways: dict[str, Callable[[], Any]] = {
+                name: functools.partial(s.run, None, feeds) for name, s in sessions.items()
+            }
             seconds = medians(ways, repeats)
             milliseconds = {name: round(1000 * taken, 3) for name, taken in seconds.items()}
             share = round(seconds["skipping"] / seconds["dense"], 2)
