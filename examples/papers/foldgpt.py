@@ -2,12 +2,10 @@
 
 Liu et al., "FoldGPT: Simple and Effective Large Language Model Compression Scheme", 2024, arXiv:2407.00928.
 
-    x = x + g * Block(x)        g = theta^2 / (theta^2 + eps)
-    loss = LM + lambda * (sum of g - budget)
+    x = x + g * Block(x),   g = theta^2 / (theta^2 + eps),   loss = LM + lambda * (sum of g - budget)
 
 x: batch, tokens, width;  theta: one number per block, the only thing that is trained while blocks are ranked.
-Underspecified in the abstract; the gate is the smoothed L0 form of Guo et al., "GDP: Stabilized Neural Network Pruning
-via Gates with Differentiable Polarization", 2021, and the budget enters linearly. The decoder is a small Llama.
+Underspecified: the gate is the smoothed L0 form of Guo et al., "GDP", 2021, the budget enters linearly; a small Llama.
 """
 
 import torch
@@ -17,9 +15,7 @@ from torch.nn import functional as F
 GATES = [("residual-scale", 3), ("glu", 3)]
 
 
-class Block(nn.Module):
-    """What a decoder layer adds to the stream."""
-
+class Block(nn.Module):  # what a decoder layer adds to the stream
     def __init__(self, width, heads=2):
         super().__init__()
         self.heads, self.norm1, self.norm2 = heads, nn.RMSNorm(width), nn.RMSNorm(width)
@@ -27,14 +23,10 @@ class Block(nn.Module):
         self.gate_proj, self.up_proj = (nn.Linear(width, 2 * width, bias=False) for _ in range(2))
         self.down_proj = nn.Linear(2 * width, width, bias=False)
 
-    def attn(self, x):
-        shape = (*x.shape[:-1], self.heads, -1)
-        q, k, v = (p(x).view(shape).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return self.o_proj(out.transpose(1, 2).reshape(x.shape))
-
     def forward(self, x):
-        h = self.attn(self.norm1(x))
+        y, shape = self.norm1(x), (*x.shape[:-1], self.heads, -1)
+        q, k, v = (p(y).view(shape).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
+        h = self.o_proj(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(x.shape))
         y = self.norm2(x + h)
         return h + self.down_proj(F.silu(self.gate_proj(y)) * self.up_proj(y))
 
@@ -46,17 +38,17 @@ class Decoder(nn.Module):
         self.layers, self.norm = nn.ModuleList(Block(width) for _ in range(layers)), nn.RMSNorm(width)
         self.theta, self.eps = nn.ParameterList(nn.Parameter(torch.ones(())) for _ in range(layers)), eps
 
-    def gate(self, theta):
-        return theta**2 / (theta**2 + self.eps)
+    def gates(self):
+        return [theta**2 / (theta**2 + self.eps) for theta in self.theta]
 
     def forward(self, ids):
         x = self.embed(ids)
-        for theta, layer in zip(self.theta, self.layers, strict=True):
-            x = x + self.gate(theta) * layer(x)
+        for g, layer in zip(self.gates(), self.layers, strict=True):
+            x = x + g * layer(x)
         return self.head(self.norm(x))
 
     def budget_loss(self, budget, weight=1e-2):
-        return weight * (sum(self.gate(theta) for theta in self.theta) - budget)
+        return weight * (sum(self.gates()) - budget)
 
 
 def module():

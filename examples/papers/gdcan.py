@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 GATES = [("channel", 1)]
+SKIPS = 2  # the layer of each domain that no image is of
 
 
 class DomainConditionedAttention(nn.Module):

@@ -5,9 +5,9 @@ arXiv:2308.11744.
 
     h <- h * m(w),   m(w)_i = 1[i <= w C]
 
-h: batch, C, height, width;  w: batch, tasks + 1, the widths in (0, 1] of the encoder and of each task's decoder, which
-the user chooses for a budget and a preference of tasks. Training samples widths. A width is an input, never a decision
-of the network; kept fixed, the prefixes are cut out of the weights.
+h: batch, C, height, width;  w: batch, tasks + 1, the widths in [0, 1] of the encoder and of each task's decoder, which
+the user chooses for a budget and a preference of tasks; here 0 leaves a task out. Training samples widths. A width is
+an input, never a decision of the network; kept fixed, the prefixes are cut out of the weights.
 """
 
 import torch
@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 GATES = []
+SKIPS = 5  # what a width of 0 switches off: two layers of the encoder, three decoders
 
 
 def slim(h, width):
