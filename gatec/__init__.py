@@ -16,6 +16,7 @@ from gatec.backend import backend  # noqa: E402
 from gatec.catalog import gates  # noqa: E402
 from gatec.census import Census, scan  # noqa: E402
 from gatec.compaction import compact  # noqa: E402
+from gatec.ejection import eject  # noqa: E402
 from gatec.equation import Activation, Equation, equation  # noqa: E402
 from gatec.errors import GatecError, Refused  # noqa: E402
 from gatec.explain import Explanation, explain  # noqa: E402
@@ -37,7 +38,7 @@ from gatec.site import Site  # noqa: E402
 __version__ = "0.1.0"
 __all__ = [  # noqa: RUF022 - in the order in which a reader meets them
     # what a user calls
-    "scan", "why", "convert", "convert_", "fuse", "fuse_", "reroll", "reroll_", "compact", "export", "save", "load",
+    "scan", "why", "convert", "convert_", "fuse", "fuse_", "reroll", "reroll_", "compact", "eject", "export", "save", "load",
     "report", "gates", "explain", "kernels_of", "gate_parameters", "backend",
     # what comes back
     "Census", "Edit", "Explanation", "GatecError", "Refused", "Report",

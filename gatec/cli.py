@@ -112,6 +112,16 @@ def fuse(model: Model, passes: Before = "", output: Folder = None, device: Devic
 
 
 @app.command()
+def eject(model: Model, output: Annotated[Path, typer.Option("--output", "-o", help="A folder to write to")],
+          device: Device = "cpu") -> None:  # fmt: skip
+    """Write a package with the kernels and forwards of a model, that runs without gatec."""
+    found = _find(model, device)
+    with working("ejecting"):
+        folder = gatec.eject(found.model, output, inputs=found.inputs)
+    wrote(folder)
+
+
+@app.command()
 def export(
     model: Model,
     file: Annotated[Path, typer.Argument(help="FILE.onnx")],

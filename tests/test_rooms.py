@@ -24,7 +24,7 @@ ROWS = [row.split() for row in [
     "making",
     "lower scanning",
     "pipeline",
-    "backend census compaction explain fusing rerolling",
+    "backend census compaction explain fusing rerolling ejection",
     "gatec",
     "passes",
     "screen tiny",

@@ -29,6 +29,7 @@ VERBS = {
     "why m.py:Dense glu": "put   could be put",
     "convert m.py:Dense glu,prune -o out": "2 put  model drift 0.0e+00",
     "fuse m.py:MLP": "glu_silu",
+    "eject m.py:MLP -o pack": "wrote  pack",
     "export m.py:MLP m.onnx --passes moe(experts=4,top_k=2)": "routing runs sparse",
 }
 
