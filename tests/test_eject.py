@@ -103,10 +103,11 @@ plain.layers[0].norm.eps = model.layers[0].norm.eps = 0.5
 ran.clear()
 told["a setting of a norm changed"] = same(model, plain), len(ran)
 plain.layers[0].norm.eps = model.layers[0].norm.eps = None
-plain.layers[2].norm = model.layers[2].norm = torch.nn.Tanh()
+norms = plain.layers[0].norm, model.layers[0].norm
+plain.layers[0].norm = model.layers[0].norm = torch.nn.LayerNorm(16)
 ran.clear()
 told["a child replaced"] = same(model, plain), len(ran)
-plain.layers[2].norm = model.layers[2].norm = torch.nn.Identity()
+plain.layers[0].norm, model.layers[0].norm = norms
 try:
     pack.apply(m.Gated(torch.nn.Identity()))
 except ValueError as e:

@@ -186,7 +186,11 @@ def _drawn_in(program: Program, path: str, module: nn.Module, graph: fx.Graph) -
 
 
 def _setting(name: str, value: Any) -> bool:
-    return not name.startswith("_") and name != "training" and isinstance(value, (bool, int, float, str, tuple))
+    return (
+        not name.startswith("_")
+        and name != "training"
+        and isinstance(value, (bool, int, float, str, tuple, type(None)))
+    )
 
 
 def _guards(way: Way) -> dict[str, Any]:

@@ -146,9 +146,9 @@ the kernels need triton and a CUDA device, and everything runs its eager form el
 `pytest {package}/test_ejected.py` compares every kernel with its eager form, on the device that is there.
 
 A module runs its generated forward for calls of the form it was made for: the same structure, ranks and dtypes of
-arguments, the same attributes, training or not. Any other call runs the forward of its own class. Activations and norms whose code stands in a generated
-forward are not called as modules, so that hooks on them do not run. The kernels run on CUDA wherever their operands have the
-dtypes they were made for; nothing here measures whether they are faster there.
+arguments, the same attributes, training or not. Any other call runs the forward of its own class. Activations and norms
+whose code stands in a generated forward are not called as modules, so that hooks on them do not run. The kernels run on
+CUDA wherever their operands have the dtypes they were made for; nothing here measures whether they are faster there.
 
 ## What stands here
 
