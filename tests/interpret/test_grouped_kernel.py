@@ -1,0 +1,183 @@
+"""The laws of grouped products: as close to the truth as eager, for any split of the rows, in one type or another."""
+
+import pytest
+import torch
+from law import error, poisoned
+from torch import Tensor
+from torch.nn import functional as F
+
+from gatec.derive import derive
+from gatec.errors import GatecError
+from gatec.kernels.grouped import linear, operands, render
+from gatec.kernels.lint import complaints
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+LINEAR = linear()
+SPLITS = {
+    "even": (13, 26, 39), "empty": (0, 17, 17), "one group": (37,), "one row": (0, 0, 1), "all in one": (0, 41, 41, 41, 41),
+}  # fmt: skip
+
+
+def swiglu(gate, up):
+    return F.silu(gate) * up
+
+
+def clamped(gate, up):
+    gate, up = gate.clamp(max=7.0), up.clamp(-7.0, 7.0)
+    return (up + 1) * gate * torch.sigmoid(gate * 1.702)
+
+
+def relu_squared(h):
+    return F.relu(h).square()
+
+
+def loop(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    starts = [0, *ends.tolist()]
+    return torch.cat([x[a:b] @ w.T for a, b, w in zip(starts, starts[1:], weight, strict=False)])
+
+
+def mixture(fn, x, order, ends, scale, *weights):
+    """What the kernel stands for, spelled in eager torch; each weight is a matrix per expert and perhaps a bias."""
+    fan = len(order) // len(x)
+    expert = torch.searchsorted(ends, torch.arange(len(order)), right=True)
+    rows, products = x[order // fan], []
+    for weight, bias in weights:
+        y = loop(rows if len(products) < len(weights) - 1 else fn(*products), weight, ends)
+        products.append(y if bias is None else y + bias[expert])
+    pairs = products[-1] * scale
+    return pairs[torch.argsort(order)].unflatten(0, (-1, fan)).sum(1)
+
+
+def drawn(dtype, *, tokens=19, fan=2, experts=3, depth=37, width=23, count=2, bias=False, chosen=None):
+    """Tokens, their order by expert, and weights whose layouts are those of slices of dense layers."""
+    chosen = torch.randint(experts, (tokens * fan,)) if chosen is None else chosen
+    order, ends = torch.argsort(chosen, stable=True), torch.bincount(chosen, minlength=experts).cumsum(0)
+    firsts = [poisoned((experts, width, depth), dtype, 0.3) for _ in range(count)]
+    down = poisoned((depth, experts * width), dtype, 0.3).view(depth, experts, width).permute(1, 0, 2)
+    biases = [poisoned((experts, w.shape[1]), dtype) if bias else None for w in (*firsts, down)]
+    scale = torch.rand(tokens * fan, 1).to(dtype)
+    return poisoned((tokens, depth), dtype), order, ends, scale, *zip((*firsts, down), biases, strict=True)
+
+
+def check(fn, drawn_, made=None) -> None:
+    x, order, ends, scale, *weights = drawn_
+    bias = weights[0][1] is not None
+    made = made or kernel(fn, x.dtype, scale.dtype, bias)
+    flat = [x, order, ends, scale, *(w for w, _ in weights[:-1])]
+    flat += [*(b for _, b in weights[:-1] if bias), weights[-1][0], *([weights[-1][1]] if bias else [])]
+    out = made.forward(*flat)
+    grad = torch.randn(out.shape).to(out.dtype)
+
+    def results(dtype):
+        leaves = [t.to(dtype).detach().requires_grad_() if t.is_floating_point() else t for t in flat]
+        count = len(weights) - 1
+        firsts = leaves[4 : 4 + count]
+        biases = leaves[4 + count : 4 + 2 * count] if bias else [None] * count
+        last = (leaves[-2], leaves[-1]) if bias else (leaves[-1], None)
+        y = mixture(fn, *leaves[:4], *zip(firsts, biases, strict=True), last)
+        return [y.detach(), *torch.autograd.grad(y, [t for t in leaves if t.requires_grad], grad.to(y.dtype))]
+
+    ours = [out, *(g for g in made.backward(grad, *flat) if g is not None)]
+    truth, theirs = results(torch.float64), results(x.dtype)
+    for i, (mine, other, true) in enumerate(zip(ours, theirs, truth, strict=True)):
+        assert mine.shape == true.shape and mine.dtype == other.dtype
+        # Sums of products in another order: in float32 that alone is worth more than one rounding.
+        floor = 2 * torch.finfo(mine.dtype).eps
+        assert error(mine, true) <= 2 * max(error(other, true), floor), f"result {i}"
+
+
+def kernel(fn, dtype, scale=None, bias=False):
+    count = fn.__code__.co_argcount
+    derived = derive(fn, [torch.empty(3, 5, dtype=dtype)] * count)
+    made = render(
+        "kernel", "tests", derived.forward, derived.backward, scale=scale or dtype, biased=bias, down_bias=bias
+    )
+    assert not complaints(made.source)
+    return made
+
+
+def test_the_product_breaks_no_rule() -> None:
+    assert not complaints(LINEAR.source)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("split", SPLITS)
+def test_product_of_each_group(split: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    ends = torch.tensor(SPLITS[split])
+    x, weight = poisoned((SPLITS[split][-1], 71), dtype), poisoned((len(ends), 29, 71), dtype)
+    grad = torch.randn(len(x), 29).to(dtype)
+
+    def results(dtype):
+        leaves = [t.to(dtype).detach().requires_grad_() for t in (x, weight)]
+        y = loop(*leaves, ends)
+        return [y.detach(), *torch.autograd.grad(y, leaves, grad.to(dtype))]
+
+    ours = [LINEAR.forward(x, weight, ends), *LINEAR.backward(grad, x, weight, ends)[:2]]
+    for mine, other, true in zip(ours, results(dtype), results(torch.float64), strict=True):
+        assert mine.shape == true.shape and mine.dtype == dtype
+        assert error(mine, true) <= 2 * max(error(other, true), torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("fn", [swiglu, clamped, relu_squared], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("bias", [False, True], ids=["plain", "biased"])
+def test_mixture_is_as_close_to_the_truth_as_eager(fn, bias: bool, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    check(fn, drawn(dtype, count=fn.__code__.co_argcount, bias=bias))
+
+
+@pytest.mark.parametrize("tokens, fan, experts", [(1, 1, 1), (1, 3, 3), (5, 1, 7), (150, 1, 1), (7, 4, 4)])
+def test_any_number_of_tokens_choices_and_experts(tokens: int, fan: int, experts: int) -> None:
+    torch.manual_seed(0)
+    check(swiglu, drawn(torch.float32, tokens=tokens, fan=fan, experts=experts), kernel(swiglu, torch.float32))
+
+
+def test_routing_weights_may_be_wider_than_the_experts() -> None:
+    x, order, ends, scale, *weights = drawn(torch.bfloat16)
+    made = kernel(swiglu, torch.bfloat16, torch.float32)
+    flat = [x, order, ends, scale.float(), *(w for w, _ in weights)]
+    out = made.forward(*flat)
+    grads = made.backward(torch.ones_like(out), *flat)
+    assert out.dtype == grads[3].dtype == torch.float32 and grads[0].dtype == torch.bfloat16
+
+
+def test_an_expert_without_tokens_learns_exactly_nothing() -> None:
+    torch.manual_seed(0)
+    x, order, ends, scale, *weights = drawn(torch.float32, bias=True, chosen=torch.tensor([0, 2] * 19))
+    flat = [x, order, ends, scale, *(w for w, _ in weights[:2]), *(b for _, b in weights[:2]), *weights[2]]
+    grads = kernel(swiglu, torch.float32, bias=True).backward(torch.randn(19, 37), *flat)
+    for g in grads[4:]:
+        assert [bool(e.any()) for e in g] == [True, False, True]
+
+
+def test_no_token() -> None:
+    flat = [*drawn(torch.float32, tokens=3)]
+    flat = [flat[0][:0], flat[1][:0], flat[2] * 0, flat[3][:0], *(w for w, _ in flat[4:])]
+    made = kernel(swiglu, torch.float32)
+    out = made.forward(*flat)
+    grads = made.backward(out, *flat)
+    assert out.shape == (0, 37) and not any(g.any() for g in grads if g is not None)
+
+
+def test_saved_accumulators_are_the_ones_computed_again() -> None:
+    flat = [*drawn(torch.bfloat16)]
+    flat = [*flat[:4], *(w for w, _ in flat[4:])]
+    module = kernel(swiglu, torch.bfloat16).load()
+    out, *saved = module.saving(*flat)
+    again, kept = module.backward(out, *flat), module.backward(out, *flat, saved=saved)
+    assert all(torch.equal(a, b) for a, b in zip(again, kept, strict=True) if a is not None)
+
+
+def test_what_it_cannot_hold_is_refused() -> None:
+    with pytest.raises(GatecError, match="experts in one type of at most 32 bits"):
+        kernel(swiglu, torch.float64)
+    with pytest.raises(TypeError, match="was generated for"):
+        flat = [*drawn(torch.float32)]
+        kernel(swiglu, torch.bfloat16).forward(*flat[:4], *(w for w, _ in flat[4:]))
+
+
+def test_operands_are_named_in_order() -> None:
+    names = operands(2, biased=True, down_bias=False)
+    assert names == ["x", "order", "ends", "scale", "weight0", "weight1", "bias0", "bias1", "down"]
