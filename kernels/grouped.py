@@ -65,7 +65,10 @@ def saving({operands}, keep=True, config=None):
         return pairs, {totals}
     fan = rows // x.shape[0]
     config = config or config_for(x, rows, ends.shape[0])
-    launch(hidden_forward, config, [hidden, {totals}, {firsts}], ends, order, fan, rows, width, x.shape[1])
+    launch(
+        hidden_forward, config, [hidden, {totals}, {firsts}],
+        ends, order, fan, rows, width, x.shape[1], products={count},
+    )
     launch(down_forward, config, [pairs, hidden, {lasts}], ends, order, fan, rows, wide, width)
     return together(pairs, fan), {totals}
 
@@ -80,10 +83,10 @@ def backward(grad, {operands}, needs={needs}, saved=None, config=None):
     config = config or config_for(x, rows, ends.shape[0])
     grad = grad.to(x.dtype)
     (weighted, {grads}) = (torch.empty((rows, width), dtype=x.dtype, device=x.device) for _ in range({many}))
-    shares = torch.empty((rows, triton.cdiv(width, CONFIGS[config][1])), dtype=torch.float32, device=x.device)
+    shares = torch.empty((rows, triton.cdiv(width, NARROW)), dtype=torch.float32, device=x.device)
     launch(
         hidden_backward, config, [weighted, {grads}, shares, {totals}, scale, {bias}, grad, down.transpose(1, 2)],
-        ends, order, fan, rows, width, grad.shape[1],
+        ends, order, fan, rows, width, grad.shape[1], heavy=True,
     )
     down_grad, bias_grad = outer(grad, weighted, ends, order, fan, "y", scale, {biased})
     pairs = torch.empty((rows, x.shape[1]), dtype=x.dtype, device=x.device)
@@ -202,9 +205,9 @@ def hidden_backward(forward: fx.Graph, backward: fx.Graph, count: int, bias: boo
     ]
     extra = []
     if bias:
-        where = "down_bias_ptr + group.to(tl.int64) * down_bias_at[0] + deep"
+        where = "down_bias_ptr + group.to(tl.int64) * down_bias_at[0] + k + deep"
         extra = [
-            f"bias = tl.load({where}, mask=deep < depth, other=0.0).to(tl.float32)",
+            f"bias = tl.load({where}, mask=deep < depth - k, other=0.0).to(tl.float32)",
             "beside += tl.sum(grad.to(tl.float32) * bias[None, :], 1)",
         ]
     read = ("weighted", *(f"{t}_grad" for t in totals), "shares", *totals, "scale", "down_bias", "grad", "down")
@@ -243,6 +246,7 @@ def launcher(names: Sequence[str], floats: Sequence[str], count: int, bias: bool
         needs=tuple(n not in ("order", "ends") for n in names),
         grads=", ".join(f"{t}_grad" for t in totals),
         many=count + 1,
+        count=count,
         bias="down_bias" if down_bias else "None",
         biased=down_bias,
         # Transposed, each weight maps its own product's gradient back.

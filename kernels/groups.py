@@ -31,8 +31,8 @@ def fetch(x, row, col, inside, strides):
 
 @triton.jit
 def put(out, value, row, col, inside, strides):
-    at = row.to(tl.int64) * strides[0] + col.to(tl.int64) * strides[1]
-    tl.store(out + at, value.to(out.dtype.element_ty), mask=inside)
+    at = out + row.to(tl.int64) * strides[0]
+    tl.store(at + col * strides[1], value.to(out.dtype.element_ty), mask=inside)
 '''
 
 PRODUCT = """
@@ -63,9 +63,11 @@ def {name}(
     if order_ptr is not None:
         pair = tl.load(order_ptr + row, mask=row < stop, other=0)
     token = pair // fan
+    lane = tl.arange(0, COLS)[None, :]
+    deep = tl.arange(0, DEEP)
+{places}
 {sums}
     for k in range(0, depth, DEEP):
-        deep = k + tl.arange(0, DEEP)
 {steps}
 {tail}
 """
@@ -117,6 +119,7 @@ def ragged(
 # Rows, columns, warps and stages of a tile of two-byte numbers. A row of float32 takes the last but one.
 LAUNCH = '''
 CONFIGS = {"128x128": (128, 128, 8, 3), "64x128": (64, 128, 4, 3), "64x64": (64, 64, 4, 3), "16x128": (16, 128, 4, 4)}
+NARROW = 64
 
 
 def config_for(x, rows, groups):
@@ -136,10 +139,20 @@ def sizes(config, x):
     )
 
 
-def launch(kernel, config, tensors, ends, order, fan, rows, width, depth):
-    """Tiles of rows of one group each: as many as there can be, whatever the groups are."""
+def lighten(tile, options):
+    """Sixteen elements for each thread: many values of a tile are alive at once behind this product."""
+    threads = 64 if torch.version.hip else 32
+    tile["ROWS"], tile["COLS"] = min(tile["ROWS"], NARROW), NARROW
+    options["num_warps"] = max(4, tile["ROWS"] * tile["COLS"] // (16 * threads))
+
+
+def launch(kernel, config, tensors, ends, order, fan, rows, width, depth, products=1, heavy=False):
+    """Tiles of rows of one group each: as many as there can be, whatever the groups are. Products share the columns."""
     groups = ends.shape[0]
     tile, options = sizes(config, tensors[-1])
+    tile["COLS"] //= triton.next_power_of_2(products)
+    if heavy:
+        lighten(tile, options)
     tiles = rows // tile["ROWS"] + min(groups, rows)
     grid = (tiles * triton.cdiv(width, tile["COLS"]),)
     with torch.cuda.device_of(ends):
@@ -186,26 +199,28 @@ def product(
     name: str, terms: Sequence[Term], tensors: Sequence[str], tail: Sequence[str], extra: Sequence[str] = ()
 ) -> str:
     """A grouped product with this text behind it; `extra` lines stand in the loop over its depth."""
-    steps, read = list[str](), set[str]()
+    before, steps, ahead = dict[str, str](), list[str](), list[str]()
     for term in terms:
         rows, weight = term.rows, term.weight
-        if rows not in read:
-            at = "token" if term.shared else "row"
-            steps.append(
-                f"{rows} = fetch({rows}_ptr, {at}, deep[None, :], (row < stop) & (deep < depth)[None, :], {rows}_at)"
-            )
-        mask, at = "(deep < depth)[:, None] & (col < width)", f"{weight}_at"
-        where = f"{weight}_ptr + group.to(tl.int64) * {at}[0]"
-        steps.append(f"{weight} = fetch({where}, col, deep[:, None], {mask}, ({at}[1], {at}[2]))")
+        if rows not in before:
+            before[rows] = f"{rows}_ptr + {'token' if term.shared else 'row'}.to(tl.int64) * {rows}_at[0]"
+            mask = "(row < stop) & (deep < depth - k)[None, :]"
+            steps.append(f"{rows} = tl.load({rows}_here + deep[None, :] * {rows}_at[1], mask={mask}, other=0.0)")
+            ahead.append(f"{rows}_here += DEEP * {rows}_at[1]")
+        before[weight] = f"{weight}_ptr + group.to(tl.int64) * {weight}_at[0] + side * COLS * {weight}_at[1]"
+        mask, at = "(deep < depth - k)[:, None] & (col < width)", f"{weight}_at"
+        where = f"{weight}_here + lane * {at}[1] + deep[:, None] * {at}[2]"
+        steps.append(f"{weight} = tl.load({where}, mask={mask}, other=0.0)")
         steps.append(f'{term.total} = tl.dot({rows}, {weight}, {term.total}, input_precision="ieee")')
-        read.add(rows)
+        ahead.append(f"{weight}_here += DEEP * {at}[2]")
     totals = dict.fromkeys(t.total for t in terms)
     return PRODUCT.format(
         name=name,
         pointers=", ".join(f"{t}_ptr" for t in tensors),
         strides=", ".join(f"{t}_at" for t in tensors),
         sums="\n".join(f"    {t} = tl.zeros((ROWS, COLS), tl.float32)" for t in totals),
-        steps="\n".join(f"        {line}" for line in (*steps, *extra)),
+        places="\n".join(f"    {x}_here = {place}" for x, place in before.items()),
+        steps="\n".join(f"        {line}" for line in (*steps, *extra, *ahead)),
         tail="\n".join(f"    {line}" for line in tail),
     )
 

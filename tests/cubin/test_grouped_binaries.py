@@ -10,6 +10,7 @@ from test_pointwise_binaries import run
 from torch.nn import functional as F
 
 from gatec.derive import derive
+from gatec.kernels import router
 from gatec.kernels.grouped import linear, render
 
 LIMITS = {"sm_90": 232448, "gfx942": 65536}  # bytes of shared memory that a program may have
@@ -25,7 +26,10 @@ class Configured:
         self.module, self.config = module, config
         self.__dict__.update(vars(module), forward=self.run, backward=self.pull)
     def run(self, *operands):
-        return self.module.forward(*operands, config=self.config)
+        if hasattr(self.module, "sorted_pairs"):
+            self.module.sorted_pairs(self.module.chosen(*operands)[1])
+        own = {"config": self.config} if self.config else {}
+        return self.module.forward(*operands, **own)
     def pull(self, grad, *operands):
         own = {"config": self.config} if hasattr(self.module, "saving") else {}
         return self.module.backward(grad, *operands, **own)
@@ -36,7 +40,11 @@ for line in sys.stdin:
     found = compiled(Configured(module, job["config"]), operands, job["target"])
     print(json.dumps([asdict(b) for b in found]))
 """
-T, K, E, D, I = 512, 4, 64, 1024, 768  # tokens, choices, experts, widths of the model and of an expert
+T, K, E, D, M = 512, 4, 64, 1024, 768  # tokens, choices, experts, widths of the model and of an expert
+
+
+def softmax(logits):
+    return F.softmax(logits, -1)
 
 
 def swiglu(gate, up):
@@ -63,26 +71,41 @@ def lawful(found: list[dict], dtype: str) -> None:
 def test_products_compile(dtype: str, configs: list[str], tmp_path: Path) -> None:
     file = tmp_path / "linear.py"
     file.write_text(linear().source)
-    operands = [((T * K, D), dtype), ((E, I, D), dtype), ((E,), "int32")]
-    found = binaries(file, operands, configs, ["sm_90", "gfx942"])
+    operands = [((T * K, D), dtype), ((E, M, D), dtype), ((E,), "int32")]
+    found = binaries(file, operands, configs[:1], ["gfx942"]) + binaries(file, operands, configs, ["sm_90"])
     lawful(found, dtype)
     assert {b["kernel"] for b in found} == {"linear", "ragged"}
 
 
-@pytest.mark.parametrize("bias", [False, True], ids=["plain", "biased"])
-@pytest.mark.parametrize("dtype, configs", [("bfloat16", CONFIGS), ("float32", CONFIGS[2:])])
-def test_mixtures_compile(dtype: str, configs: list[str], bias: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "dtype, bias, configs, targets",
+    [
+        ("bfloat16", False, CONFIGS, ["sm_90"]),
+        ("bfloat16", False, CONFIGS[:1], ["gfx942"]),
+        ("bfloat16", True, CONFIGS[:1], ["sm_90"]),
+        ("float32", False, CONFIGS[2:3], ["sm_90"]),
+    ],
+)
+def test_mixtures_compile(dtype: str, bias: bool, configs: list[str], targets: list[str], tmp_path: Path) -> None:
     kind = getattr(torch, dtype)
     derived = derive(swiglu, [torch.empty(3, 5, dtype=kind)] * 2)
     made = render("experts", "tests", derived.forward, derived.backward, scale=kind, biased=bias, down_bias=bias)
     file = tmp_path / "experts.py"
     file.write_text(made.source)
-    first = [((E, I, D), dtype)] * 2 + [((E, I), dtype)] * (2 * bias)
-    last = [((E, D, I), dtype), *([((E, D), dtype)] * bias)]
+    first = [((E, M, D), dtype)] * 2 + [((E, M), dtype)] * (2 * bias)
+    last = [((E, D, M), dtype), *([((E, D), dtype)] * bias)]
     operands = [((T, D), dtype), ((T * K,), "int64"), ((E,), "int64"), ((T * K, 1), dtype), *first, *last]
-    # The other vendor's compiler takes its time: one tile shows that it does no worse.
-    found = binaries(file, operands, configs[:1] if bias else configs, ["sm_90"])
-    found += binaries(file, operands, configs[:1], ["gfx942"]) if not bias else []
+    found = binaries(file, operands, configs, targets)
     lawful(found, dtype)
     names = {"hidden_forward", "down_forward", "hidden_backward", "x_backward", "ragged"}
     assert {b["kernel"] for b in found} == names
+
+
+def test_routers_compile(tmp_path: Path) -> None:
+    for columns, choices in ((8, 2), (128, 8), (512, 16)):
+        derived = derive(softmax, [torch.empty(3, columns, dtype=torch.bfloat16)], rows=True)
+        made = router.render("router", "tests", derived.forward, derived.backward, choices=choices, out=torch.float32)
+        file = tmp_path / f"router{columns}.py"
+        file.write_text(made.source)
+        for binary in binaries(file, [((8192, columns), "bfloat16")], [""], ["sm_90", "gfx942"]):
+            assert binary["spills"] == binary["stack"] == 0 and binary["shared"] <= 16384, binary

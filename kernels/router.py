@@ -1,0 +1,205 @@
+"""Routers: scores of a row, its best columns and their weights in one launch; the sort of what they chose in a second.
+
+The score is a generated function of whole rows (a softmax, a sigmoid). A bias may move the choice without touching the
+weights. Ties go to the first column, NaN counts as the largest, and no column is chosen twice.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import fx
+
+from gatec.errors import GatecError
+from gatec.kernel import Kernel
+from gatec.kernels.functions import needed
+from gatec.kernels.pointwise import HEAD
+from gatec.kernels.spelling import spell
+
+COLUMNS, CHOICES = 512, 16  # the widest row, the most choices
+
+ROUTE = """
+@triton.jit(do_not_specialize=["rows"])
+def route(
+    weights_ptr, chosen_ptr, logits_ptr, bias_ptr, logits_at, rows,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+    SLOTS: tl.constexpr,
+):
+    row = (tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]
+    col = tl.arange(0, COLS)[None, :]
+    slot = tl.arange(0, SLOTS)[None, :]
+    inside = col < COLUMNS
+    logits = tl.load(logits_ptr + row * logits_at[0] + col * logits_at[1], mask=(row < rows) & inside, other=0.0)
+    logits = logits.to(tl.float32)
+{lines}
+    key = scores
+    if bias_ptr is not None:
+        key += tl.load(bias_ptr + col, mask=inside, other=0.0).to(tl.float32)
+    key = tl.where(key != key, float("inf"), key)
+    free = inside & (row < rows)
+    best = tl.zeros((ROWS, SLOTS), tl.float32)
+    where = tl.zeros((ROWS, SLOTS), tl.int32)
+    for j in tl.static_range(CHOICES):
+        top = tl.max(tl.where(free, key, float("-inf")), 1)[:, None]
+        first = tl.min(tl.where(free & (key == top), col, COLS - 1), 1)[:, None]
+        score = tl.sum(tl.where(col == first, scores, 0.0), 1)[:, None]
+        best = tl.where(slot == j, score, best)
+        where = tl.where(slot == j, first, where)
+        free = free & (col != first)
+    if NORMALISED:
+        best = best / (tl.sum(best, 1)[:, None] + EPS)
+    out = row * CHOICES + slot
+    kept = (row < rows) & (slot < CHOICES)
+    tl.store(weights_ptr + out, (best * FACTOR).to(weights_ptr.dtype.element_ty), mask=kept)
+    tl.store(chosen_ptr + out, where.to(chosen_ptr.dtype.element_ty), mask=kept)
+"""
+
+PULL = """
+@triton.jit(do_not_specialize=["rows"])
+def pull(
+    logits_grad_ptr, grad_ptr, chosen_ptr, logits_ptr, logits_at, grad_at, rows,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+    SLOTS: tl.constexpr,
+):
+    row = (tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]
+    col = tl.arange(0, COLS)[None, :]
+    inside = col < COLUMNS
+    logits = tl.load(logits_ptr + row * logits_at[0] + col * logits_at[1], mask=(row < rows) & inside, other=0.0)
+    logits = logits.to(tl.float32)
+{lines}
+    # Each column is chosen once at most, so what flows back to the scores is put there and not added.
+    picked = tl.zeros((ROWS, COLS), tl.float32)
+    chosen = tl.full((ROWS, COLS), False, tl.int1)
+    for j in tl.static_range(CHOICES):
+        choice = tl.load(chosen_ptr + row * CHOICES + j, mask=row < rows, other=-1)
+        each = tl.load(grad_ptr + row * grad_at[0] + j * grad_at[1], mask=row < rows, other=0.0).to(tl.float32)
+        picked = tl.where(col == choice, each * FACTOR, picked)
+        chosen = chosen | (col == choice)
+    if NORMALISED:
+        share = tl.where(chosen, scores, 0.0)
+        total = tl.sum(share, 1)[:, None] + EPS
+        mean = tl.sum(picked * share, 1)[:, None] / total
+        picked = tl.where(chosen, (picked - mean) / total, 0.0)
+{back}
+    at = logits_grad_ptr + row * COLUMNS + col
+    tl.store(at, ({result}).to(logits_grad_ptr.dtype.element_ty), mask=(row < rows) & inside)
+"""
+
+SORT = '''
+@triton.jit(do_not_specialize=["pairs"])
+def sort(order_ptr, ends_ptr, counts_ptr, chosen_ptr, pairs, BLOCK: tl.constexpr):
+    """One group for each program: how many pairs stand before it and in it, then where each of its own goes."""
+    group = tl.program_id(0).to(tl.int64)
+    lane = tl.arange(0, BLOCK)
+    before = tl.zeros((BLOCK,), tl.int32)
+    own = tl.zeros((BLOCK,), tl.int32)
+    for at in range(0, pairs, BLOCK):
+        choice = tl.load(chosen_ptr + at + lane, mask=at + lane < pairs, other=COLUMNS)
+        before += (choice < group).to(tl.int32)
+        own += (choice == group).to(tl.int32)
+    start = tl.sum(before, 0)
+    count = tl.sum(own, 0)
+    tl.store(counts_ptr + group, count.to(counts_ptr.dtype.element_ty), mask=group >= 0)
+    tl.store(ends_ptr + group, (start + count).to(ends_ptr.dtype.element_ty), mask=group >= 0)
+    for at in range(0, pairs, BLOCK):
+        choice = tl.load(chosen_ptr + at + lane, mask=at + lane < pairs, other=COLUMNS)
+        found = (choice == group).to(tl.int32)
+        place = start + tl.cumsum(found, 0) - 1
+        tl.store(order_ptr + place, (at + lane).to(order_ptr.dtype.element_ty), mask=found > 0)
+        start += tl.sum(found, 0)
+'''
+
+LAUNCH = '''
+def tile():
+    cols = triton.next_power_of_2(COLUMNS.value)
+    return {{"ROWS": max(1, 1024 // cols), "COLS": cols, "SLOTS": triton.next_power_of_2(CHOICES.value)}}
+
+
+def rows_of(logits):
+    if logits.dtype != DTYPES[0] or logits.shape[-1] != COLUMNS.value:
+        raise TypeError(f"this kernel was generated for {{COLUMNS.value}} columns of {{DTYPES[0]}}")
+    return logits.reshape(-1, COLUMNS.value)
+
+
+def forward(logits{bias}):
+    return chosen(logits{bias})[0]
+
+
+def chosen(logits{bias}):
+    """The weights of each row's choices, and which they are."""
+    flat = rows_of(logits)
+    rows, shape = flat.shape[0], (*logits.shape[:-1], CHOICES.value)
+    weights = torch.empty(shape, dtype=OUT, device=logits.device)
+    numbers = torch.empty(shape, dtype=torch.int64, device=logits.device)
+    if rows:
+        size = tile()
+        with torch.cuda.device_of(logits):
+            route[(triton.cdiv(rows, size["ROWS"]),)](
+                weights, numbers, flat, {given}, flat.stride(), rows, **size, num_warps=4, enable_fp_fusion=True
+            )
+    return weights, numbers
+
+
+def backward(grad, logits{bias}, needs=None, saved=None):
+    """The gradient of the logits; the choice is made again where it was not saved."""
+    numbers = chosen(logits{bias})[1] if saved is None else saved
+    flat, size = rows_of(logits), tile()
+    found = torch.empty(flat.shape, dtype=logits.dtype, device=logits.device)
+    grad = grad.reshape(-1, CHOICES.value)
+    if flat.shape[0]:
+        with torch.cuda.device_of(logits):
+            pull[(triton.cdiv(flat.shape[0], size["ROWS"]),)](
+                found, grad, numbers, flat, flat.stride(), grad.stride(), flat.shape[0],
+                **size, num_warps=4, enable_fp_fusion=True,
+            )
+    return (found.view(logits.shape),{nothing})
+
+
+def sorted_pairs(numbers):
+    """Pairs by choice, in their order among equals: their numbers, the end of each choice, and how many there are."""
+    pairs, device = numbers.numel(), numbers.device
+    order = torch.empty(pairs, dtype=torch.int64, device=device)
+    ends, counts = (torch.empty(COLUMNS.value, dtype=torch.int32, device=device) for _ in range(2))
+    with torch.cuda.device_of(numbers):
+        sort[(COLUMNS.value,)](
+            order, ends, counts, numbers.contiguous(), pairs, BLOCK=1024, num_warps=4, enable_fp_fusion=True
+        )
+    return order, ends, counts
+'''
+
+
+def render(
+    name: str, origin: str, forward: fx.Graph, backward: fx.Graph, *,
+    choices: int, out: torch.dtype, biased: bool = False, normalised: bool = True, eps: float = 0.0, factor: float = 1.0,
+) -> Kernel:  # fmt: skip
+    """A router by the score of its rows; the graphs are the score's in row form, by gatec.derive."""
+    (logits,) = forward.find_nodes(op="placeholder")
+    value = logits.meta["val"]
+    columns = value.shape[-1]
+    if columns > COLUMNS or not 1 <= choices <= min(columns, CHOICES) or value.dtype == torch.float64:
+        raise GatecError(
+            f"at most {CHOICES} choices out of at most {COLUMNS} columns in at most 32 bits",
+            found=f"{choices} out of {columns} in {value.dtype}",
+        )
+    head = HEAD.format(name=name, origin=origin, maker="router", dtypes=(value.dtype,), out=out, wide="float32")
+    head += f"COLUMNS = tl.constexpr({columns})\nCHOICES = tl.constexpr({choices})\n"
+    head += f"NORMALISED = tl.constexpr({normalised})\nEPS = tl.constexpr({eps!r})\nFACTOR = tl.constexpr({factor!r})\n"
+    lines, scores = spell(forward, {logits.name: "logits"})
+    pulled, grads = spell(backward, {logits.name: "logits", "grad": "picked"})
+    lines = [*lines, f"scores = {scores[0]}"]
+    written = [
+        ROUTE.replace("{lines}", indented(lines)),
+        PULL.replace("{lines}", indented(lines)).replace("{back}", indented(pulled)).replace("{result}", str(grads[0])),
+    ]
+    launch = LAUNCH.format(
+        bias=", bias" if biased else "",
+        given="bias.contiguous()" if biased else "None",
+        nothing=" None" if biased else "",
+    )
+    functions = needed((line for text in written for line in text.splitlines()), "float32")
+    return Kernel(name, "\n\n\n".join(p.strip("\n") for p in (head, *functions, *written, SORT, launch)) + "\n")
+
+
+def indented(lines: Sequence[str]) -> str:
+    return "\n".join(f"    {line}" for line in lines)

@@ -1,0 +1,122 @@
+"""The laws of routers: torch's scores, its choices and its gradients, for ties, infinities and any number of rows."""
+
+import pytest
+import torch
+from law import error, poisoned
+from torch.nn import functional as F
+
+from gatec.derive import derive
+from gatec.errors import GatecError
+from gatec.kernels.lint import complaints
+from gatec.kernels.router import render
+
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+
+
+def softmax(logits):
+    return F.softmax(logits, -1)
+
+
+def sigmoid(logits):
+    return torch.sigmoid(logits)
+
+
+def root_softplus(logits):
+    return F.softplus(logits).sqrt()
+
+
+def router(score, columns, choices, dtype=torch.float32, **options):
+    derived = derive(score, [torch.empty(3, columns, dtype=dtype)], rows=True)
+    made = render("router", "tests", derived.forward, derived.backward, choices=choices, out=dtype, **options)
+    assert not complaints(made.source)
+    return made
+
+
+def by_hand(score, logits, choices, *, bias=None, normalised=True, eps=0.0, factor=1.0):
+    scores = score(logits)
+    chosen = (scores if bias is None else scores + bias).topk(choices, -1).indices
+    weights = scores.gather(-1, chosen)
+    weights = weights / (weights.sum(-1, keepdim=True) + eps) if normalised else weights
+    return weights * factor, chosen
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("score", [softmax, sigmoid, root_softplus])
+@pytest.mark.parametrize("options", [{}, {"normalised": False, "factor": 2.5}, {"eps": 1e-3}], ids=str)
+def test_weights_and_gradients_are_as_close_to_the_truth_as_eager(score, options, dtype) -> None:
+    torch.manual_seed(0)
+    logits, made = poisoned((37, 23), dtype, 2.0), router(score, 23, 5, dtype, **options)
+    weights, chosen = made.load().chosen(logits)
+    grad = torch.randn(37, 5).to(dtype)
+
+    def results(dtype):
+        leaf = logits.to(dtype).requires_grad_()
+        scores = score(leaf).gather(-1, chosen)
+        if options.get("normalised", True):
+            scores = scores / (scores.sum(-1, keepdim=True) + options.get("eps", 0.0))
+        w = scores * options.get("factor", 1.0)
+        return [w.detach(), *torch.autograd.grad(w, leaf, grad.to(dtype))]
+
+    assert torch.equal(chosen, by_hand(score, logits.float(), 5, **options)[1])
+    ours = [weights, *made.backward(grad, logits)]
+    for mine, other, true in zip(ours, results(dtype), results(torch.float64), strict=True):
+        assert mine.shape == true.shape and mine.dtype == dtype
+        assert error(mine, true) <= 2 * max(error(other, true), torch.finfo(dtype).eps)
+
+
+def test_a_bias_moves_the_choice_and_not_the_weights() -> None:
+    torch.manual_seed(0)
+    logits, bias = torch.randn(2, 9, 16), torch.randn(16)
+    made = router(sigmoid, 16, 4, biased=True)
+    weights, chosen = made.load().chosen(logits, bias)
+    want, numbers = by_hand(sigmoid, logits, 4, bias=bias)
+    assert torch.equal(chosen, numbers) and not torch.equal(chosen, by_hand(sigmoid, logits, 4)[1])
+    torch.testing.assert_close(weights, want)
+    assert made.backward(torch.ones_like(weights), logits, bias)[1] is None
+
+
+@pytest.mark.parametrize("columns, choices", [(1, 1), (2, 2), (16, 16), (60, 8), (512, 3)])
+def test_any_number_of_columns_and_choices(columns: int, choices: int) -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(5, columns)
+    weights, chosen = router(softmax, columns, choices).load().chosen(logits)
+    want, numbers = by_hand(softmax, logits, choices)
+    assert torch.equal(chosen, numbers)
+    torch.testing.assert_close(weights, want)
+
+
+def test_ties_infinities_and_nan_choose_distinct_columns() -> None:
+    inf, nan = float("inf"), float("nan")
+    logits = torch.tensor([[1.0] * 6, [-inf, 0, -inf, -inf, -inf, -inf], [0, nan, 1, 2, 3, 4], [5, 5, 1, 5, 5, 1]])
+    made = router(sigmoid, 6, 4, normalised=False).load()
+    chosen = made.chosen(logits)[1]
+    assert chosen.tolist() == [[0, 1, 2, 3], [1, 0, 2, 3], [1, 5, 4, 3], [0, 1, 3, 4]]
+
+
+def test_no_row() -> None:
+    made = router(softmax, 8, 2)
+    weights, chosen = made.load().chosen(torch.empty(0, 8))
+    assert weights.shape == chosen.shape == (0, 2)
+    assert made.backward(weights, torch.empty(0, 8))[0].shape == (0, 8)
+    order, ends, counts = made.load().sorted_pairs(chosen)
+    assert order.shape == (0,) and not ends.any() and not counts.any()
+
+
+@pytest.mark.parametrize("pairs, columns", [(1, 1), (7, 4), (1500, 5)])
+def test_pairs_are_sorted_by_choice_and_stay_in_order(pairs: int, columns: int) -> None:
+    torch.manual_seed(0)
+    numbers = torch.randint(columns, (pairs, 1)) // 2 * 2  # odd choices stay empty
+    order, ends, counts = router(softmax, columns, 1).load().sorted_pairs(numbers)
+    assert torch.equal(order, torch.sort(numbers.flatten(), stable=True).indices)
+    assert torch.equal(counts.long(), torch.bincount(numbers.flatten(), minlength=columns))
+    assert torch.equal(ends.long(), counts.long().cumsum(0))
+
+
+def test_what_it_cannot_hold_is_refused() -> None:
+    with pytest.raises(GatecError, match="at most 16 choices out of at most 512 columns"):
+        router(softmax, 32, 17)
+    with pytest.raises(GatecError, match="found 1 out of 513"):
+        router(softmax, 513, 1)
+    with pytest.raises(TypeError, match="generated for 8 columns"):
+        router(softmax, 8, 1).forward(torch.empty(2, 9))
