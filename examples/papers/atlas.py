@@ -45,7 +45,7 @@ class Linear(nn.Module):
 
 
 class Encoder(nn.Module):
-    """A transformer layer of a vision tower, class token first, whose four linear layers are composed, with a zero-shot head."""
+    """A transformer layer of a vision tower, class token first, its four linear layers composed; a zero-shot head."""
 
     def __init__(self, width, classes, experts, partitions, heads=2):
         super().__init__()

@@ -6,7 +6,7 @@ E-commerce", 2023, arXiv:2306.05011.
     g = sum_j a(b_j, t) * GateUnit(b_j)
     y = sum_e g_e * Expert_e(x)
 
-b: batch, behaviours, width;  t: batch, width;  a: one number per behaviour, by the activation unit;  g: batch x experts.
+b: batch, behaviours, width;  t: batch, width;  a: a number per behaviour, by the activation unit;  g: batch x experts.
 The normalisation of g is open in the paper: none is put, or a softmax (an option). `contrast` holds the gate of a
 masked behaviour sequence close to the gate of the whole one.
 """

@@ -7,7 +7,7 @@ Fusion", 2023, arXiv:2312.06173.
     tau_k' = tau_k * m / mean(m)
     theta  = theta_0 + lambda sum_k tau_k'
 
-x: the logits of the mask, of the parameter's shape, 5 at first: m is nearly 1;  tau_k = theta_k - theta_0, frozen. Noise
+x: the logits of the mask, shaped as the parameter, 5 at first: m is nearly 1;  tau_k = theta_k - theta_0, frozen. Noise
 in training alone. x is trained by the mean entropy of predictions on unlabelled test data; lambda = 0.3.
 """
 

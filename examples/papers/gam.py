@@ -1,4 +1,4 @@
-"""Gated associative memory: a causal convolution and a bank of learned memories, each under its own gate, for attention.
+"""Gated associative memory: a causal convolution and a bank of learned memories, each under a gate, for attention.
 
 Acharya, "Gated Associative Memory: A Parallel O(N) Architecture for Efficient Sequence Modeling", 2025,
 arXiv:2509.00605.

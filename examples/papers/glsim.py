@@ -6,7 +6,7 @@ arXiv:2407.12891.
     s_p = cos(z_cls, z_p),   P = the k patches of largest s_p
     crop = the box around P, resized to the image;   logits = head(aggregator([z_cls(image); z_cls(crop)]))
 
-image: batch, 3, side, side;  z: the encoder's tokens. The choice moves a window and gets no gradient; it scales nothing.
+image: batch, 3, side, side;  z: the encoder's tokens. The choice moves a window and has no gradient; it scales nothing.
 The released code cuts each image in a Python loop; sampled on a grid here, in one piece.
 """
 

@@ -1,4 +1,4 @@
-"""DOLPHIN's high-frequency gated attention: a strokes' own details, attended to under a tanh born at zero.
+"""DOLPHIN's high-frequency gated attention: a stroke's own details, attended to under a tanh born at zero.
 
 Zhang, Jin, "Online Writer Retrieval with Chinese Handwritten Phrases: A Synergistic Temporal-Frequency Representation
 Learning Approach", 2024, arXiv:2412.11668.
