@@ -296,7 +296,8 @@ class Tracer(fx.Tracer):
             self.watch.classes({type(m) for m in root.modules()})
             args, kwargs = self.placeholders()
             before = dict(containers((args, kwargs)))
-            result = forward(root, *args, **kwargs)
+            with watchdog(SECONDS):  # innermost: whatever it interrupts, everything around it is put back
+                result = forward(root, *args, **kwargs)
             if self.refused:
                 raise self.refused[0]  # the forward caught it, and went another way than it goes by itself
             changed = next((c for c, items in before.values() if items != listed(c)), None)
@@ -366,7 +367,6 @@ def trace(module: nn.Module, forward: Callable[..., Any], call: Call,
         tracer = Tracer(known, counters, numbers)
         try:
             with (
-                watchdog(SECONDS),
                 unchanged(forward, type(module)),
                 put_back(module) as tracer.contents,
                 same_chance(),

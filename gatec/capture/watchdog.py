@@ -23,7 +23,7 @@ def watchdog(seconds: float) -> Iterator[None]:
     def bark() -> None:
         with lock:
             if not done:
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(Endless))
+                _raised_in(thread, ctypes.py_object(Endless))
 
     timer = threading.Timer(seconds, bark)
     timer.daemon = True
@@ -33,4 +33,10 @@ def watchdog(seconds: float) -> Iterator[None]:
     finally:
         with lock:
             done = True
+            _raised_in(thread, None)  # nor later, where it was not raised yet
         timer.cancel()
+
+
+def _raised_in(thread: int, error: object) -> None:
+    """Raise an error in a thread at its next instruction; None takes back one that was not raised yet."""
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), error)

@@ -273,7 +273,8 @@ def _takes(graph: fx.Graph, inputs: int) -> bool:
 
 def _whole(a: fx.Node, b: fx.Node) -> bool:
     """Whether two nodes are the same elements of one memory, however they are shaped."""
-    first, second = a.meta["val"], b.meta["val"]
+    first: Tensor = a.meta["val"]
+    second: Tensor = b.meta["val"]
     whole = all(v.is_contiguous() and v.dtype == first.dtype for v in (first, second))
     return whole and first.storage_offset() == second.storage_offset() and first.numel() == second.numel()
 
