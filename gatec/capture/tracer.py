@@ -296,7 +296,7 @@ class Tracer(fx.Tracer):
             self.watch.classes({type(m) for m in root.modules()})
             args, kwargs = self.placeholders()
             before = dict(containers((args, kwargs)))
-            with watchdog(SECONDS):  # innermost: whatever it interrupts, everything around it is put back
+            with self.watched():
                 result = forward(root, *args, **kwargs)
             if self.refused:
                 raise self.refused[0]  # the forward caught it, and went another way than it goes by itself
@@ -367,6 +367,7 @@ def trace(module: nn.Module, forward: Callable[..., Any], call: Call,
         tracer = Tracer(known, counters, numbers)
         try:
             with (
+                watchdog(SECONDS) as tracer.watched,
                 unchanged(forward, type(module)),
                 put_back(module) as tracer.contents,
                 same_chance(),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from time import monotonic
 
 __all__ = ["Endless", "monotonic", "watchdog"]
@@ -16,24 +16,35 @@ class Endless(BaseException):
 
 
 @contextmanager
-def watchdog(seconds: float) -> Iterator[None]:
-    """Raise Endless in this thread after so many seconds, even if all it does is to go round a loop."""
-    thread, lock, done = threading.get_ident(), threading.Lock(), False
+def watchdog(seconds: float) -> Iterator[Callable[[], AbstractContextManager[None]]]:
+    """Raise Endless in this thread after so many seconds, even if all it does is to go round a loop.
+
+    Only inside of what it gives: what stands around that can put everything back undisturbed.
+    """
+    thread, lock, watching = threading.get_ident(), threading.Lock(), False
 
     def bark() -> None:
         with lock:
-            if not done:
+            if watching:
                 _raised_in(thread, ctypes.py_object(Endless))
+
+    @contextmanager
+    def watched() -> Iterator[None]:
+        nonlocal watching
+        watching = True
+        try:
+            yield
+        finally:
+            with lock:
+                watching = False
+                _raised_in(thread, None)  # nor later, where it was not raised yet
 
     timer = threading.Timer(seconds, bark)
     timer.daemon = True
     timer.start()
     try:
-        yield
+        yield watched
     finally:
-        with lock:
-            done = True
-            _raised_in(thread, None)  # nor later, where it was not raised yet
         timer.cancel()
 
 
