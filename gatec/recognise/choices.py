@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gatec.match import Term
-from gatec.recognise.experts import bundle, contracted, members, summed
+from gatec.recognise.experts import bundle, chosen, contracted, members, summed
 from gatec.recognise.look import (
     ACTIVATIONS,
     CONTRACTIONS,
@@ -44,6 +44,20 @@ def weighted(scene: Scene) -> None:
             steps[found[0][1].key] = hit
     for hit in steps.values():
         scene.take(hit)
+
+
+def grouped(scene: Scene) -> None:
+    """Experts that the k largest of what a layer makes have chosen, and that nothing weighs: one find for each choice."""
+    uses: dict[Term, list[tuple[Term, Term]]] = {}
+    for term in scene.terms:
+        if (found := chosen(term)) is not None:
+            uses.setdefault(found[1], []).append((term, found[0]))
+    for picks, calls in uses.items():
+        gate = Signal(picks, *core(picks))
+        if gate.key not in scene.claimed:
+            parts = tuple(t for t, _ in calls)
+            term, which = calls[-1]
+            scene.take(Hit("router", gate.name, term, (which,), term.args[:1], parts))
 
 
 def _weights(scene: Scene, term: Term) -> Iterator[Signal]:

@@ -8,12 +8,15 @@ from gatec.match import Term
 from gatec.recognise.look import (
     CONTRACTIONS,
     FIXED,
+    GROUPED,
+    INDEXED,
     JOINS,
     axis,
     below,
     fixed,
     layer_of,
     layered,
+    learned,
     parameter,
     peeled,
     reaches,
@@ -21,6 +24,8 @@ from gatec.recognise.look import (
 )
 from gatec.recognise.scene import Scene
 from gatec.recognise.signals import Signal, core
+
+PICKS = {"call:topk", "call:argmax", "argmax"}
 
 
 def bundle(value: Term) -> Term | None:
@@ -36,6 +41,18 @@ def bundle(value: Term) -> Term | None:
 def _matrices(t: Term) -> bool:
     t = peeled(t)
     return parameter(t) and len(t.shape or ()) > 2
+
+
+def chosen(term: Term) -> tuple[Term, Term] | None:
+    """(which, of what): stored matrices for groups of rows, or some that are looked up, and the choice that says which."""
+    stored = [a for a in term.args if parameter(peeled(a)) and len(a.shape or ()) > 2]
+    if not stored or term.op not in GROUPED | INDEXED:
+        return None
+    for which in (a for a in term.args[1:] if a not in stored):
+        picks = next((t for t in below((which,), 32) if t.op in PICKS and learned(t)), None)
+        if picks is not None:
+            return which, picks
+    return None
 
 
 def members(value: Term) -> list[Term]:

@@ -11,6 +11,7 @@ CALLS = ("layer:", "call:", "module:")
 VIEWS = {"view", "part", "select", "item", "transpose", "permute", "cast", "dropout", "repeat", "call:contiguous"}
 WHOLE = {"view", "transpose", "permute", "cast", "dropout", "call:contiguous"}
 CONTRACTIONS = {"call:matmul", "call:bmm", "call:mm", "call:einsum", "call:baddbmm", "call:addmm", "call:tensordot"}
+GROUPED = {"call:grouped_linear", "call:grouped_mm", "call:_grouped_mm"}  # a matrix for each group of rows
 REDUCTIONS = {
     "sum",
     "mean",
@@ -77,8 +78,9 @@ def below(
         yield term
         if (layered(term) and not through) or term.op in SIZES or term in stop:
             continue
+        grouped = term.op in GROUPED and not through  # as a layer, but for its matrices
         for a in term.args:
-            if a not in seen and len(queue) < most:
+            if a not in seen and len(queue) < most and not (grouped and not parameter(peeled(a))):
                 seen.add(a)
                 queue.append(a)
 
@@ -143,7 +145,7 @@ def source(term: Term) -> Term | None:
 def layer_of(term: Term, depth: int = 10, alone: bool = False) -> Term | None:
     """The layer that a value comes out of, under activations, norms and numbers; `alone`: the only one."""
     term = peeled(term)
-    if layered(term) or (term.op in CONTRACTIONS and any(peeled(a).op == "param" for a in term.args)):
+    if layered(term) or (term.op in CONTRACTIONS | GROUPED and any(peeled(a).op == "param" for a in term.args)):
         return term
     inner = term.op in ACTIVATIONS or norm(term) or (term.op in ("add", "mul", "call:cat") and bool(term.args))
     args = [a for a in term.args if not fixed(a)]
@@ -208,7 +210,8 @@ def axis(term: Term, depth: int = 12) -> int | None:
         return perm.index(held + rank) - rank if held is not None and held + rank in perm else None
     if depth <= 0 or not (term.op in POINTWISE or norm(term)):
         return None
-    return next((found for a in term.args if (found := axis(a, depth - 1)) is not None), None)
+    alike = [a for a in term.args if a.shape == term.shape] or term.args  # what is repeated says nothing
+    return next((found for a in alike if (found := axis(a, depth - 1)) is not None), None)
 
 
 def _carried(held: int | None, before: tuple[int, ...], after: tuple[int, ...]) -> int | None:

@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 from gatec.match import Term
-from gatec.recognise.look import CONTRACTIONS, POINTWISE, below, layered, learned, parameter, peeled, raw, reaches
+from gatec.recognise.look import (
+    CONTRACTIONS,
+    POINTWISE,
+    below,
+    fixed,
+    layered,
+    learned,
+    parameter,
+    peeled,
+    raw,
+    reaches,
+)
 from gatec.recognise.scene import Hit, Scene
 from gatec.recognise.signals import signal
 from gatec.recognise.steps import settle
@@ -31,8 +44,9 @@ def parallel(scene: Scene) -> None:
         for f in (term, *term.args):
             base = _accumulated(f) if f.op in ("exp", "call:cumprod") else None
             if base is not None:
-                key = frozenset(t.data for t in below((base,)) if layered(t) or parameter(t) or t.op == "part")
+                key = frozenset(t.data for t in below((base,)) if layered(t) or parameter(t) or _packed(t))
                 found.setdefault(known.setdefault(key, base), []).append(term)
+    scene.used.update(_entering(scene, found))
     for base, terms in found.items():
         products = [t for t in terms if t.op == "mul"] or terms
         last = products[-1]
@@ -41,6 +55,17 @@ def parallel(scene: Scene) -> None:
         name = next((t.op for t in below((base,), 24) if t.op in ("sigmoid", "logsigmoid", "softplus")), "exp")
         scene.take(Hit("recurrence", name, last, (gate,), values, (*terms, *below((base,)))))
         scene.claim(s for t in (*terms, *below((base,))) for f in (t, *t.args) if (s := signal(f)) is not None)
+
+
+def _entering(scene: Scene, bases: Iterable[Term]) -> Iterator[Term]:
+    """Products with what decays come out of: what flows into a state is weighed by the step that lets it go."""
+    steps = {t for base in bases for t in below((base,)) if not (layered(t) or fixed(t) or raw(t))}
+    yield from (t for t in scene.having("mul") if any(peeled(a) in steps for a in t.args))
+
+
+def _packed(t: Term) -> bool:
+    """One of several values that were made at once; a part of sums along steps is none."""
+    return t.op == "part" and not any(a.op in CUMULATIVE for a in below((t,)))
 
 
 def _accumulated(factor: Term) -> Term | None:

@@ -14,10 +14,12 @@ from gatec.recognise.look import (
     layered,
     mixes_positions,
     norm,
+    parameter,
     peeled,
     source,
     wide,
 )
+from gatec.recognise.scene import Hit
 
 
 def scales_by_condition(p: Product) -> bool:
@@ -38,8 +40,9 @@ def meets_neighbours(p: Product) -> bool:
     if any(map(p.broadcast, p.factors)):
         return False
     made = [layer_of(f) for f in p.factors]
-    if any(m is not None and mixes_positions(m) for m in made):
-        return True
+    plain = [m for m, f in zip(made, p.factors, strict=True) if peeled(f).op != "mul" or peeled(f) not in p.scene.used]
+    if any(m is not None and mixes_positions(m) for m in plain):
+        return True  # a product that was found has layers of its own
     if any(m is not None and _sees(f) for m, f in zip(made, p.factors, strict=True)) and not all(map(_sees, p.factors)):
         return True
     near, far = sorted(_sights(p).values()) if None not in made else (0, 0)
@@ -91,6 +94,21 @@ PLAIN: tuple[tuple[str, Callable[[Product], bool]], ...] = (
     ("token-mixing", meets_neighbours),
     ("glu", bilinear),
 )
+
+
+def scaled(p: Product) -> Hit | None:
+    """What a layer makes, under a learned scale that is one plus something; a norm has its own."""
+    open_yet = [f for f in p.term.args if f not in p.found]
+    scale = next((f for f in open_yet if f.op == "add" and f.data == 1 and all(map(_learned, f.args))), None)
+    rest = [f for f in p.term.args if f is not scale]
+    if scale is None or len(rest) != 1 or not layered(peeled(rest[0])):
+        return None
+    single = all(s == 1 for s in p.scene.sizes(scale, p.term)[0])
+    return Hit("scalar" if single else "feature", "learned", p.term, (scale,), tuple(rest))
+
+
+def _learned(f: Term) -> bool:
+    return parameter(peeled(f))
 
 
 def weight(p: Product, f: Term) -> tuple[bool, bool, int]:

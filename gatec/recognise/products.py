@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from gatec.match import Term
@@ -28,7 +29,7 @@ from gatec.recognise.look import (
     whole,
     wide,
 )
-from gatec.recognise.plain import PLAIN, weight
+from gatec.recognise.plain import PLAIN, scaled, weight
 from gatec.recognise.scene import Hit, Scene
 from gatec.recognise.signals import DECISIONS, Signal, core, signal
 
@@ -37,9 +38,11 @@ NARROW = {"channel", "spatial", "feature", "scalar"}
 
 
 def nothing(p: Product) -> bool:
-    """Attention weights, expected values, entropies; numbers alone."""
+    """Attention weights, expected values, entropies; all pairs of two values' numbers; numbers alone."""
     g = p.gate
     assert g is not None
+    if not g.bounded and all(map(p.broadcast, p.factors)):
+        return True
     if any(peeled(v).op in NOTHING for v in p.term.args) or all(_plain(p, v, g) and v not in p.rows for v in p.values):
         return True
     if all(map(_chance, p.factors)) and any(complement(peeled(f)) for f in p.factors):
@@ -104,11 +107,11 @@ def per_channel(p: Product) -> bool:
     assert p.gate is not None
     g, v = p.scene.sizes(p.gate.factor, p.term)
     left, gone = _dims(g, v)
-    if not gone or len(left) != 1 or len(v) < 3 or not p.gate.bounded:
+    if len(left) != 1 or len(v) < 3 or not p.gate.bounded:
         return False
     if len(v) > 3:
-        return len(gone) > 1
-    made = layer_of(p.gate.core)
+        return len(gone) > 1 or (left == [1] and math.prod(v[2:]) == 1 and _pools(p.gate.core))
+    made = layer_of(p.gate.core) if gone else None
     if made is not None and made.op == "linear":
         return made.data.out == g[left[0]] and _pools(p.gate.core)
     return gone == [2] and _pools(p.gate.core)
@@ -233,7 +236,7 @@ def _gate(p: Product) -> Hit | None:
     if gate is None:
         kind = next((k for k, test in PLAIN if test(p)), "") if len(set(p.factors)) == len(p.factors) == 2 else ""
         if not kind:
-            return None
+            return scaled(p)
         first, second = sorted(p.factors, key=lambda f: weight(p, f), reverse=True)
         return Hit(kind, "identity" if kind == "glu" else "linear", term, (first,), (second,))
     if gate.key in scene.claimed:

@@ -7,7 +7,7 @@ from torch.utils._pytree import tree_leaves
 
 from gatec.match import Canon, Term
 from gatec.recognise import cost
-from gatec.recognise.choices import decided, given, weighted
+from gatec.recognise.choices import decided, given, grouped, weighted
 from gatec.recognise.find import Find
 from gatec.recognise.look import below, layered, parameter, reaches
 from gatec.recognise.products import product
@@ -21,7 +21,7 @@ from gatec.recognise.words import Wording, gated
 def finds(canon: Canon, *, calls: bool = False) -> list[Find]:
     """Every gate in the terms, in the order of the graph, each once and whole; with `calls`, once for each call of it."""
     scene = Scene.of(canon)
-    for rule in (states, weighted, sums, stacked, masked, decided, given, products):
+    for rule in (states, weighted, grouped, sums, stacked, masked, decided, given, products):
         rule(scene)
     found = [f for hit in outer(scene.hits if calls else once(scene)) if (f := _find(scene, hit)) is not None]
     return sorted(found, key=lambda f: f.term.number)

@@ -17,8 +17,7 @@ CHOICES = {"call:topk", "call:sort", "call:gather", "call:scatter", "call:scatte
            "call:index_select", "call:take_along_dim", "amax", "argmax", "call:argmax", "call:one_hot"}  # fmt: skip
 RESAMPLED = ("call:interpolate", "call:upsample", "call:grid_sample")
 ORDERED = {"call:sort", "call:topk"}
-
-ORDERED = {"call:flip", "call:cumsum"}  # a choice is still one when it is counted up along a row
+ALONG = {"call:flip", "call:cumsum"}  # a choice is still one when it is counted up along a row
 
 
 @dataclass(frozen=True)
@@ -141,7 +140,7 @@ def core(factor: Term, depth: int = 12) -> tuple[Term, bool]:
     if norm(factor):
         found, chosen = core(factor.args[0], depth - 1)
         return (found, chosen) if found.op in ACTIVATIONS else (factor, False)
-    if factor.op in ORDERED:
+    if factor.op in ALONG:
         found, chosen = core(factor.args[0], depth - 1)
         return (found, True) if chosen else (factor, False)
     if factor.op in ("amax", "maximum") and (alike := _alike(factor, depth - 1)) is not None:

@@ -207,11 +207,18 @@ def _conditioned_branch(s: Sum) -> Hit | None:
             stream = any(whole(o).op != "mul" for o in s.beside(p))
             if not (narrow and stream):
                 continue
-            made = _affine(f) and peeled(f).op != "add" and source(rest[0]) is not source(f)
+            made = (
+                _affine(f) and peeled(f).op != "add" and source(rest[0]) is not source(f) and not _crosses(f, rest[0])
+            )
             if made or _elsewhere(s, p, f, rest[0]):
                 gate = signal(f)
                 return Hit("residual-scale", gate.name if gate is not None else "linear", s.term, (f,), rest, (p,))
     return None
+
+
+def _crosses(f: Term, value: Term) -> bool:
+    """Whether a number is made of the very value that it scales, as where features are crossed with each other."""
+    return reaches(f, peeled(value), 300)
 
 
 def _elsewhere(s: Sum, product: Term, f: Term, branch: Term) -> bool:

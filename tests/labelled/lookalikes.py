@@ -15,6 +15,7 @@ class Plain(nn.Module):
         super().__init__()
         self.fc, self.up, self.out = nn.Linear(D, D), nn.Linear(D, H), nn.Linear(H, D)
         self.conv = nn.Conv2d(D, D, 3, padding=1)
+        self.narrow, self.slim, self.pairs = nn.Linear(D, 1), nn.Linear(D, 1), nn.Conv1d(36, 6, 1)
         self.weight, self.bias, self.temperature = (
             nn.Parameter(torch.ones(D)),
             nn.Parameter(torch.zeros(D)),
@@ -407,7 +408,7 @@ def _(self, x):
     return h.mean(1), torch.einsum("bnd,bd->bn", h, x)
 
 
-@looks("SquaredReluAttention", given=(HEADS, HEADS.flip(1), HEADS.flip(2)))
+@looks("MaskedReluAttention", given=(HEADS, HEADS.flip(1), HEADS.flip(2)))
 def _(self, q, k, v):
     """Attention without a softmax, masked behind it."""
     weights = F.relu(torch.matmul(q, k.transpose(-1, -2)) / 6) ** 2
@@ -606,7 +607,7 @@ def _(self, x):
     return (F.relu(self.fc(x) @ x.mT / 6) ** 2) @ x
 
 
-@looks("ExpectedValue")
+@looks("ExpectedWeight")
 def _(self, x):
     return (self.fc(x).softmax(-1) * self.weight).sum(-1)
 
@@ -618,3 +619,22 @@ def _(self, x):
     sums = top.cumsum(-1) - 1
     k = (top * torch.arange(1, 7) > sums).sum(-1, keepdim=True)
     return F.relu(z - sums.gather(-1, k - 1) / k) @ x
+
+
+# -- features crossed with each other ---------------------------------------------------------------------------------
+
+
+@looks("CrossNetwork", given=(STEP,))
+def _(self, x):
+    """The input times a number that a layer makes of what came so far, added to it."""
+    y = x
+    for layer in (self.narrow, self.slim):
+        y = x * layer(y) + self.weight + y
+    return y
+
+
+@looks("CompressedInteraction")
+def _(self, x):
+    """All pairs of fields, and what a convolution makes of them, with each field again."""
+    pairs = (x[:, :, None] * x[:, None]).flatten(1, 2)
+    return (x[:, :, None] * F.relu(self.pairs(pairs))[:, None]).flatten(1, 2)

@@ -357,3 +357,33 @@ class FixedShares(Experts):
     def forward(self, x):
         out = torch.stack([expert(x) for expert in self.experts], dim=-1)
         return (out * self.shares).sum(-1)
+
+
+@has("glu", "router")
+class SortedExperts(nn.Module):
+    """Rows sorted by the expert that was chosen for each, a matrix for each group; what is chosen is summed as it is."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate, self.up = nn.Linear(D, E), nn.Parameter(torch.randn(E, D, 4 * D))
+        self.down = nn.Parameter(torch.randn(E, 2 * D, D))
+
+    def forward(self, x):
+        rows = x.flatten(0, 1)
+        expert, order = self.gate(rows).softmax(-1).argmax(-1).sort()
+        ends = (expert[:, None] <= torch.arange(E)).sum(0, dtype=torch.int32)
+        rows, up, down = (t.bfloat16() for t in (rows[order], self.up, self.down))
+        a, b = F.grouped_mm(rows, up, offs=ends).chunk(2, -1)
+        return F.grouped_mm(F.silu(a) * b, down, offs=ends)[order.argsort()].float().view_as(x)
+
+
+@has("router", given=(ROWS,))
+class LookedUpExpert(nn.Module):
+    """One expert's matrix for each row, looked up by the largest score."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate, self.matrices = nn.Linear(D, E), nn.Parameter(torch.randn(E, D, D))
+
+    def forward(self, x):
+        return torch.einsum("nd,nde->ne", x, self.matrices[self.gate(x).argmax(-1)])

@@ -25,6 +25,11 @@ class SqueezeExcite(nn.Module):
         return x * self.gate(x_se)
 
 
+@has("channel", given=(IMAGE[..., :1, :1],))
+class OnePixel(SqueezeExcite):
+    """A map that is as small as what it is pooled to."""
+
+
 @has("channel", given=(IMAGE,))
 class SELayer(nn.Module):
     """The first repository's: linear layers, expand_as."""
@@ -904,3 +909,31 @@ class PGN(nn.Module):
         s, t = self.conv(torch.cat([x, hid], 1)).chunk(2, dim=1)
         s = torch.sigmoid(s)
         return hid * s + (1 - s) * torch.tanh(t)
+
+
+@has("feature", "scalar")
+class OnePlusLayers(nn.Module):
+    """What layers make under a learned 1 + w, one for each feature and one for all; norms have weights of their own."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc, self.out, self.norm = nn.Linear(D, H), nn.Linear(H, D), nn.Parameter(torch.zeros(H))
+        self.w, self.scale = nn.Parameter(torch.zeros(H)), nn.Parameter(torch.zeros(()))
+
+    def forward(self, x):
+        h = F.gelu(self.fc(x) * (1 + self.w))
+        h = h * torch.rsqrt(h.square().mean(-1, keepdim=True) + 1e-6) * (1 + self.norm)
+        return (1 + self.scale) * self.out(h)
+
+
+@has("product")
+class FieldsWeighedAndCrossed(nn.Module):
+    """Fields weighed by what layers over their means say; then each under a layer times the next, which is no gate."""
+
+    def __init__(self):
+        super().__init__()
+        self.squeeze, self.excite, self.layer = nn.Linear(6, 3), nn.Linear(3, 6), nn.Linear(D, D)
+
+    def forward(self, x):
+        first, second, third = (x * self.excite(self.squeeze(x.mean(-1)).relu()).relu()[:, :, None]).split(2, dim=1)
+        return self.layer(first) * second, self.layer(second) * third

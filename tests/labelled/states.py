@@ -340,6 +340,22 @@ class CumulativeProduct(Gates):
 
 
 @has("recurrence")
+class StepsOfTheirOwn(nn.Module):
+    """A state space in parallel: the step that lets a state go also weighs what flows in."""
+
+    def __init__(self):
+        super().__init__()
+        self.wh, self.dt, self.a = nn.Linear(D, D), nn.Linear(D, D), nn.Parameter(torch.zeros(D))
+
+    def forward(self, x):
+        dt = F.softplus(self.dt(x)).clamp(min=0.01)
+        total = (-self.a.exp() * dt).cumsum(1)
+        last = total[:, -1:]
+        entered = F.silu(self.wh(x)) * dt
+        return total.exp() * (entered * (-total).exp()).cumsum(1) + (last - total).exp()
+
+
+@has("recurrence")
 class LearnedDecay(nn.Module):
     """Exponential smoothing with a learned rate per channel (MEGA, ETSformer), in a loop."""
 
