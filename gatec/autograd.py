@@ -15,8 +15,13 @@ from torch.autograd import forward_ad
 Pull = Callable[[tuple[Tensor, ...], tuple[Tensor, ...]], Sequence[Tensor | None]]
 
 
-def differentiable(library: torch.library.Library, op: Any, eager: Callable[..., Any], pull: Pull) -> None:
-    """Register `pull(operands, grads)` as the gradient of `op`, and `eager` for what knows no autograd functions."""
+def differentiable(
+    library: torch.library.Library, op: Any, eager: Callable[..., Any], pull: Pull, unless: Callable[..., bool] | None = None
+) -> None:  # fmt: skip
+    """Register `pull(operands, grads)` as the gradient of `op`, and `eager` for what knows no autograd functions.
+
+    With gradients, `eager` runs in its place on operands for which `unless` says so.
+    """
 
     class Gradient(torch.autograd.Function):
         @staticmethod
@@ -38,6 +43,8 @@ def differentiable(library: torch.library.Library, op: Any, eager: Callable[...,
             return eager(*tensors)
         if not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors)):
             return below(*tensors)
+        if unless is not None and unless(*tensors):
+            return eager(*tensors)
         found = Gradient.apply(*tensors)  # type: ignore[no-untyped-call]
         return list(found) if isinstance(found, tuple) else found
 

@@ -122,6 +122,26 @@ def eject(model: Model, output: Annotated[Path, typer.Option("--output", "-o", h
 
 
 @app.command()
+def tune(
+    model: Model,
+    passes: Before = "",
+    budget: Annotated[float, typer.Option(help="Seconds that measuring may take")] = 60.0,
+    json: Annotated[Path | None, typer.Option(help="A file to write the choices to; - is standard output")] = None,
+    device: Device = "cuda",
+) -> None:
+    """Verify and measure the kernels of a model's regions on a device, and remember which to run."""
+    if json is not None:
+        _writable(json)
+    found = _find(model, device)
+    with working("tuning"):
+        tuning = gatec.tune(_converted(found, passes), inputs=found.inputs, budget=budget)
+    if json != STDOUT:
+        say(str(tuning))
+    if json is not None:
+        _write(json, tuning.json() + "\n")
+
+
+@app.command()
 def export(
     model: Model,
     file: Annotated[Path, typer.Argument(help="FILE.onnx")],

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from gatec.capture import unit_of
+from gatec.dispatch import CHOOSER
 from gatec.errors import Refused
 from gatec.kernel import Kernel
 from gatec.lower import Fusion
@@ -40,7 +41,7 @@ def fuse_(model: Model, inputs: Any = None, *, everywhere: bool = False) -> Mode
     program = prepare(model, inputs)
     kernels: dict[str, Kernel] = {}
     prices: dict[str, Price] = {}
-    with all_or_nothing() as undo:
+    with CHOOSER.resting(), all_or_nothing() as undo:
         twins: dict[Any, Any] = {}
         for path in dict.fromkeys(f.site for f in finds(program.canon())):
             program.edits.extend(_unit(program, path, everywhere, kernels, prices, undo, twins))

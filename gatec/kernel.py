@@ -1,5 +1,7 @@
 """Kernel: generated source, and how to launch what stands in it."""
 
+from __future__ import annotations
+
 import hashlib
 import linecache
 import sys
@@ -24,6 +26,10 @@ class Kernel:
     def key(self) -> str:
         """Equal for equal text, in every process and on every machine."""
         return hashlib.sha256(self.source.encode()).hexdigest()[:12]
+
+    def __reduce__(self) -> tuple[type[Kernel], tuple[str, str]]:
+        """Without what was loaded: another process loads the text itself."""
+        return Kernel, (self.name, self.source)
 
     def load(self) -> ModuleType:
         """The module, executed on the first call only."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,8 @@ from torch import Tensor, fx, nn
 from gatec.autograd import by, differentiable, through
 from gatec.capture import Call
 from gatec.capture.structure import flatten
-from gatec.dispatch import Run, choice
+from gatec.dispatch import CHOOSER, Run, Side
+from gatec.dispatch.native import Differentiated, WithGradient
 from gatec.errors import GatecError, Refused
 from gatec.kernel import Kernel
 from gatec.making import Made, made_for
@@ -23,6 +24,7 @@ from gatec.roofline import Price, price
 from gatec.tidy import examples
 
 LIBRARY = torch.library.Library("gatec", "FRAGMENT")
+DEVICE = "CUDA"  # the dispatch key under which ways are chosen
 _OPS: dict[str, Any] = {}
 Lowered = tuple[Region, Made]
 
@@ -119,18 +121,18 @@ def op_for(made: Made, region: Region) -> Any:
     operands = ", ".join(f"Tensor {n}" for n in made.operands)
     LIBRARY.define(f"{name}({operands}) -> Tensor")
     LIBRARY.define(f"{name}_backward(Tensor grad, {operands}) -> Tensor[]")
-    for suffix, body, ways, lay in (
-        ("", eager, made.forward, _laid_out),
-        ("_backward", made.pull, made.backward, _laid_like),
+    forward, backward = sides(made, eager)
+    for suffix, body, chosen, lay in (
+        ("", eager, _forwards(forward), _laid_out),
+        ("_backward", made.pull, _backwards(backward, made.pull), _laid_like),
     ):
-        choose = _dispatched(name, suffix or "forward", body, ways)
         LIBRARY.impl(f"{name}{suffix}", _ending(body, lay), "CompositeExplicitAutograd")
-        LIBRARY.impl(f"{name}{suffix}", _ending(choose, lay), "CUDA")
+        LIBRARY.impl(f"{name}{suffix}", _ending(chosen, lay), DEVICE)
     op = getattr(torch.ops.gatec, name).default
     back = getattr(torch.ops.gatec, f"{name}_backward").default
     torch.library.register_fake(op, _ending(eager, _laid_out))
     torch.library.register_fake(back, lambda grad, *xs: [torch.empty_like(x) for x in xs if x.is_floating_point()])
-    differentiable(LIBRARY, op, eager, by(back))
+    differentiable(LIBRARY, op, eager, by(back), _slower(backward))
     differentiable(LIBRARY, back, made.pull, through(made.pull))
     register_decomposition(op, eager)
     _OPS[name] = op
@@ -162,8 +164,35 @@ def _strided(value: Tensor, like: Tensor) -> Tensor:
     return torch.empty_strided(like.shape, like.stride(), dtype=value.dtype, device=value.device).copy_(value)
 
 
-def _dispatched(region: str, side: str, eager: Run, ways: Mapping[str, Run]) -> Run:
-    def run(*tensors: Tensor) -> Any:
-        return choice(region, side, ways, eager, eager, tensors)(*tensors)
+# -- the choice -------------------------------------------------------------------------------------------------------
 
-    return run
+
+def sides(made: Made, eager: Run) -> tuple[Side, Side]:
+    """What is chosen among: forward against the region's nodes, backward against autograd's own through them."""
+    name = f"{made.kernel.name}_{made.kernel.key}"
+    return (
+        Side(name, "forward", made.forward, eager, eager),
+        Side(name, "backward", made.backward, Differentiated(eager), made.pull, WithGradient(eager)),
+    )
+
+
+def _forwards(side: Side) -> Run:
+    return lambda *tensors: (CHOOSER.way(side, tensors) or side.eager)(*tensors)
+
+
+def _backwards(side: Side, pull: Run) -> Run:
+    return lambda grad, *tensors: (CHOOSER.way(side, tensors) or pull)(grad, *tensors)
+
+
+def _slower(side: Side) -> Callable[..., bool]:
+    """Whether to train with the nodes as they were: autograd's own backward through them is the fastest, or all that is known.
+
+    An op keeps its operands only and computes everything again; where nothing makes up for that, it is not used. A compiler
+    that looks on gets the op.
+    """
+
+    def slower(*tensors: Tensor) -> bool:
+        traced = torch.compiler.is_compiling() or any(type(t) not in (Tensor, nn.Parameter) for t in tensors)
+        return not traced and tensors[0].device.type == DEVICE.lower() and CHOOSER.way(side, tensors) is None
+
+    return slower

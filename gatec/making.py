@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,7 +28,10 @@ _MADE: dict[Any, Made] = {}
 
 @dataclass(frozen=True)
 class Made:
-    """`pull(grad, *operands)` gives the gradient of every float operand; so does each way of `backward`."""
+    """`pull(grad, *operands)` gives the gradient of every float operand; so does each way of `backward`.
+
+    All of them are picklable: a way runs in another process before it runs in this one.
+    """
 
     kernel: Kernel
     operands: tuple[str, ...]
@@ -87,22 +91,29 @@ def _same_types(region: Region) -> None:
             )
 
 
-def pull_of(eager: Callable[..., Tensor], derived: Derived) -> Callable[..., list[Tensor]]:
-    """The vjp as an eager function: in float32 or wider, summed to each operand's shape, rounded once."""
-    runs = {derived.columns: _runs(derived)}
+def pull_of(eager: Callable[..., Tensor], derived: Derived) -> Pull:
+    """The vjp as an eager function."""
+    return Pull(eager, derived.columns, {derived.columns: _runs(derived)})
 
-    def pull(grad: Tensor, *xs: Tensor) -> list[Tensor]:
+
+@dataclass(frozen=True, eq=False)
+class Pull:
+    """In float32 or wider, summed to each operand's shape, rounded once. `runs` has a graph for each length of a row."""
+
+    eager: Callable[..., Tensor]
+    columns: int | None
+    runs: dict[int | None, Run]
+
+    def __call__(self, grad: Tensor, *xs: Tensor) -> list[Tensor]:
         wide = [x.float() if x.dtype in (torch.float16, torch.bfloat16) else x for x in (grad, *xs)]
         full = torch.broadcast_shapes(*(x.shape for x in xs))
-        columns = None if derived.columns is None else full[-1]
-        if columns not in runs:  # the length of a row is a number in its graph
-            runs[columns] = _runs(derive(eager, xs, rows=True))
-        found = runs[columns](*(w.expand(across(w, full, columns is not None)) for w in wide))
+        columns = None if self.columns is None else full[-1]
+        if columns not in self.runs:  # the length of a row is a number in its graph
+            self.runs[columns] = _runs(derive(self.eager, xs, rows=True))
+        found = self.runs[columns](*(w.expand(across(w, full, columns is not None)) for w in wide))
         floats = [x for x in xs if x.is_floating_point()]
         grads = (g for g in found if g is not None)
         return [g.sum_to_size(x.shape).to(x.dtype) for g, x in zip(grads, floats, strict=True)]
-
-    return pull
 
 
 def _runs(derived: Derived) -> Callable[..., Any]:
@@ -130,8 +141,8 @@ def _anywhere(traced: fx.Graph) -> fx.Graph:
 
 def gradients(kernel: Kernel) -> Run:
     """A kernel's backward without the operands that have no gradient."""
+    return partial(_gradients, kernel)
 
-    def run(grad: Tensor, *xs: Tensor) -> list[Tensor]:
-        return [g for g in kernel.backward(grad, *xs) if g is not None]
 
-    return run
+def _gradients(kernel: Kernel, grad: Tensor, *xs: Tensor) -> list[Tensor]:
+    return [g for g in kernel.backward(grad, *xs) if g is not None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from functools import partial
 from typing import Any
 
 import onnx_ir as ir
@@ -11,7 +12,7 @@ from onnxscript import opset18 as op
 from torch import Tensor
 
 from gatec.derive import derive
-from gatec.dispatch import choice
+from gatec.dispatch import CHOOSER, Side
 from gatec.kernel import Kernel
 from gatec.kernels.scan import render
 from gatec.onnx import register_translation
@@ -94,20 +95,29 @@ def on_cuda(a: Tensor, b: Tensor, h0: Tensor | None, dim: int, reverse: bool) ->
     full, along, dtype = form(a, b, h0, dim)
     if dtype != b.dtype or dtype.is_complex or full != torch.broadcast_shapes(a.shape, b.shape) or not full.numel():
         return states(a, b, h0, dim, reverse)
-    kernel = kernel_for(a.dtype, b.dtype)
     tensors = [a, b] if h0 is None else [a, b, h0]
-
-    def eager(a: Tensor, b: Tensor, h0: Tensor | None = None) -> Tensor:
-        return states(a, b, h0, along, reverse)
-
-    def launched(a: Tensor, b: Tensor, h0: Tensor | None = None) -> Tensor:
-        found: Tensor = kernel.load().forward(a, b, h0=h0, dim=along, reverse=reverse)
-        return found
-
-    side = f"{'reverse' if reverse else 'forward'}-{along - len(full)}-{len(tensors)}"
-    out: Tensor = choice(f"{kernel.name}_{kernel.key}", side, {"kernel": launched}, eager, eager, tensors)(*tensors)
+    side = side_of(kernel_for(a.dtype, b.dtype), len(full), along, reverse, len(tensors))
+    out: Tensor = (CHOOSER.way(side, tensors) or side.eager)(*tensors)
     like = room(b, full, dtype)
     return out if out.stride() == like.stride() else like.copy_(out)
+
+
+@functools.cache
+def side_of(kernel: Kernel, rank: int, along: int, reverse: bool, operands: int) -> Side:
+    name = f"{'reverse' if reverse else 'forward'}-{along}-of-{rank}-{operands}"
+    eager = partial(_eager, along, reverse)
+    return Side(
+        f"{kernel.name}_{kernel.key}", name, {"kernel": partial(_launched, kernel, along, reverse)}, eager, eager
+    )
+
+
+def _eager(along: int, reverse: bool, a: Tensor, b: Tensor, h0: Tensor | None = None) -> Tensor:
+    return states(a, b, h0, along, reverse)
+
+
+def _launched(kernel: Kernel, along: int, reverse: bool, a: Tensor, b: Tensor, h0: Tensor | None = None) -> Tensor:
+    found: Tensor = kernel.load().forward(a, b, h0=h0, dim=along, reverse=reverse)
+    return found
 
 
 LIBRARY.impl("scan", on_cuda, "CUDA")

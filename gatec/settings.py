@@ -14,5 +14,7 @@ DUMP = Path(os.environ["GATEC_DUMP"]) if os.environ.get("GATEC_DUMP") else None
 # triton 3.10 changes its default for fusing multiply and add; kernels must not move with an upgrade.
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
+TUNE_KEY = 500.0  # milliseconds that measuring one region for one class of shapes may take from a forward
+TUNE_TOTAL = 20_000.0  # and all of them in one process; 0 leaves every choice to `gatec tune`
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gatec"  # measured choices, per device
 ENVIRONMENT = os.environ  # not to read settings from: what a user's forward asks for is guarded

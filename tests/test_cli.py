@@ -28,6 +28,9 @@ class Stand:
     def __str__(self):
         return self.text
 
+    def json(self):
+        return '{"entries": {}}'
+
 
 @pytest.fixture
 def calls(monkeypatch):
@@ -48,6 +51,7 @@ def calls(monkeypatch):
     door("report", Stand("glu  body.2  put  drift 0.0e+00"))
     door("fuse", Stand("model"))
     door("kernels_of", {"glu_silu": Stand()})
+    door("tune", Stand("glu_silu  forward  kernel"))
     door("export", Stand("wrote x.onnx"))
     door("save", None)
     return noted
@@ -92,12 +96,25 @@ def test_gates_are_aligned_lines(calls):
             "glu  body.2  put  drift 0.0e+00\nglu_silu  1 lines\n",
             ("fuse", (), {"inputs": "x"}),
         ),
+        (
+            ["tune", MODEL, "--budget", "5", "--device", "cpu"],
+            "glu_silu  forward  kernel\n",
+            ("tune", (), {"inputs": "x", "budget": 5.0}),
+        ),
     ],
 )
 def test_verbs_ask_the_front_door(calls, arguments, said, asked):
     result = run(*arguments)
     assert (result.stdout, result.stderr, result.exit_code) == (said, "", 0)
     assert asked in calls
+
+
+def test_tune_writes_what_was_chosen(calls, folder):
+    result = run("tune", MODEL, "--device", "cpu", "--json", "-")
+    assert result.stdout == '{"entries": {}}\n'
+    run("tune", MODEL, "-p", "glu", "--device", "cpu", "--json", "choices.json")
+    assert (folder / "choices.json").read_text() == '{"entries": {}}\n'
+    assert [name for name, *_ in calls] == ["tune", "convert", "tune"]
 
 
 def test_export_converts_first_where_asked(calls):

@@ -25,6 +25,7 @@ ROWS = [row.split() for row in [
     "lower scanning",
     "pipeline",
     "backend census compaction explain fusing rerolling ejection",
+    "tuning",
     "gatec",
     "passes",
     "screen tiny",

@@ -1,0 +1,233 @@
+"""Tuning, and what a fused model then runs: on a CPU in a GPU's place, with kernels in Triton's interpreter."""
+
+import json
+import pickle
+from functools import cached_property
+
+import pytest
+import torch
+from test_rows import CASES
+from torch import nn
+
+import gatec
+from gatec import fusing, lower, tuning
+from gatec.capture import Call, trace
+from gatec.dispatch import choose
+from gatec.dispatch.choose import Budget, Chooser
+from gatec.dispatch.forms import Form
+from gatec.dispatch.table import Table
+from gatec.dispatch.verify import Trial
+from gatec.dispatch.worker import Worker
+from gatec.kernel import Kernel
+from gatec.making import MAKERS, made_for
+from gatec.regions import regions
+from gatec.verify import distance
+
+X = torch.randn(3, 5, 16)
+
+
+class Gated(nn.Module):
+    """Every slope makes a region of its own: an op cannot be defined twice in a process."""
+
+    def __init__(self, slope):
+        super().__init__()
+        self.gate, self.value, self.slope = nn.Linear(16, 16), nn.Linear(16, 16), slope
+
+    def forward(self, x):
+        return torch.sigmoid(self.slope * self.gate(x)) * self.value(x)
+
+
+class Fake:
+    """A CPU on which a kernel takes as long as the test says, and eager a millisecond."""
+
+    def __init__(self, runs, **takes):
+        self.runs, self.takes = runs, {"forward": 0.5, "backward": 0.5, **takes}
+
+    def identity(self, device):
+        return {"device": "a CPU in a GPU's place"}
+
+    def capturing(self):
+        return False
+
+    def room(self, device):
+        return True
+
+    def aside(self, device, work):
+        return work()
+
+    def sample(self, run):
+        before = len(self.runs)
+        run()
+        return self.takes[self.runs[-1]] if len(self.runs) > before else 1.0
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """A list that grows by "forward" or "backward" whenever a generated launcher is called."""
+    noted = []
+    loading = Kernel.__dict__["_module"].func
+
+    def load(self):
+        module = loading(self)
+        for name in ("forward", "backward"):
+            setattr(module, name, noting(name, getattr(module, name)))
+        return module
+
+    def noting(name, launcher):
+        def call(*args, **kwargs):
+            noted.append(name)
+            return launcher(*args, **kwargs)
+
+        return call
+
+    noticed = cached_property(load)
+    noticed.__set_name__(Kernel, "_module")
+    monkeypatch.setattr(Kernel, "_module", noticed)
+    return noted
+
+
+@pytest.fixture(scope="module")
+def worker():
+    worker = Worker()
+    yield worker
+    worker.stop()
+
+
+@pytest.fixture
+def placed(monkeypatch, tmp_path, runs, worker):
+    """Ops are chosen for on a CPU, by a device whose times are made up and a table of their own."""
+
+    def put(**takes):
+        chooser = Chooser(Fake(runs, **takes), Table(tmp_path), worker, Budget())
+        monkeypatch.setattr(lower, "CHOOSER", chooser)
+        monkeypatch.setattr(tuning, "CHOOSER", chooser)
+        monkeypatch.setattr(fusing, "CHOOSER", chooser)
+        return chooser
+
+    monkeypatch.setattr(lower, "DEVICE", "CPU")
+    monkeypatch.setattr(tuning, "fuse", lambda model, inputs: fusing.fuse(model, inputs, everywhere=True))
+    choose.FAILED.clear()
+    yield put
+    choose.FAILED.clear()
+
+
+def step(model, x):
+    """Output, and the gradients of everything."""
+    x = x.clone().requires_grad_()
+    out = model(x)
+    out.square().sum().backward()
+    return [out, x.grad, *(p.grad for p in model.parameters())]
+
+
+def test_a_tuned_model_runs_its_kernels_forward_and_backward(placed, runs, tmp_path):
+    placed()
+    model = Gated(1.25)
+    tuned = gatec.tune(model, X)
+    assert [(n.side, n.way, n.ours, n.eager) for n in tuned.lines] == [
+        ("forward", "kernel", 0.5, 1.0), ("backward", "kernel", 0.5, 1.0),
+    ]  # fmt: skip
+    chooser = placed()  # another process, as far as choices go
+    fused = gatec.fuse(model, X, everywhere=True)
+    runs.clear()
+    found = step(fused, X)
+    assert runs == ["forward", "backward"] and not chooser._jobs._jobs
+    for ours, theirs in zip(found, step(model, X), strict=True):
+        assert distance(ours, theirs) < 1e-5
+
+
+def test_where_the_backward_is_slower_the_model_trains_as_it_was(placed, runs):
+    placed(backward=1.2)
+    model = Gated(1.5)
+    tuned = gatec.tune(model, X)
+    assert [(n.side, n.way) for n in tuned.lines] == [("forward", "kernel"), ("backward", "")]
+    fused = gatec.fuse(model, X, everywhere=True)
+    runs.clear()
+    found = step(fused, X)
+    assert not runs
+    assert all(torch.equal(a, b) for a, b in zip(found, step(model, X), strict=True))
+    with torch.no_grad():
+        fused(X)
+    assert runs == ["forward"]
+
+
+def test_a_compiler_sees_the_op(placed, runs):
+    placed(forward=3.0, backward=3.0)
+    model = Gated(1.75)
+    gatec.tune(model, X)
+    fused = gatec.fuse(model, X, everywhere=True)
+    seen = []
+
+    def backend(graph, inputs):
+        seen.extend(str(n.target) for n in graph.graph.nodes)
+        return graph.forward
+
+    assert distance(torch.compile(fused, backend=backend, fullgraph=True)(X), model(X)) < 1e-6
+    assert any(name.startswith("gatec.") for name in seen)
+
+
+def test_tuning_is_read_by_people_and_by_programs(placed, tmp_path):
+    placed(forward=2.0)
+    tuned = gatec.tune(Gated(2.25), X)
+    head, first, second = str(tuned).splitlines()
+    assert head.split() == ["region", "side", "runs", "ms", "eager", "ms", "why"]
+    assert "  forward   eager   2   " in first and first.endswith("not faster: kernel takes 2.00 of eager's time")
+    assert "  backward  kernel  0.5  1  " in second
+    shipped = tmp_path / "shipped"
+    shipped.mkdir()
+    (shipped / "any.json").write_text(tuned.json())
+    known = json.loads(tuned.json())
+    assert len(known["lines"]) == len(known["entries"]) == 2
+    answers = Table(tmp_path / "nothing", shipped)
+    assert [answers.find(choose.Key(e["key"])).way for e in known["entries"].values()] == ["", "kernel"]
+
+
+def test_a_failed_kernel_stands_in_the_models_report(placed, monkeypatch):
+    chooser = placed()
+    monkeypatch.setattr(chooser._jobs, "_worker", Wrong())
+    model = Gated(2.5)
+    with pytest.warns(RuntimeWarning, match="kernel is not used: result 0 is off"):
+        gatec.tune(model, X)
+    fused = gatec.fuse(model, X, everywhere=True)
+    assert "forward kernel is not used: result 0 is off" in str(gatec.report(fused))
+    assert all(torch.equal(a, b) for a, b in zip(step(fused, X), step(model, X), strict=True))
+    assert not gatec.report(gatec.fuse(Gated(2.75), X, everywhere=True)).failed
+
+
+class Wrong:
+    def ask(self, trial):
+        return "result 0 is off by 1.0e+00, eager by 1.0e-08"
+
+
+def test_on_a_cpu_there_is_nothing_to_choose():
+    tuned = gatec.tune(Gated(1.0), X)
+    assert str(tuned) == "no region of Gated is an op on this device: there is nothing to choose"
+    assert not tuned.lines and not tuned.entries
+
+
+@pytest.mark.parametrize("budget", [0, -1, float("nan")])
+def test_a_budget_is_a_time(budget):
+    with pytest.raises(gatec.GatecError, match="gatec: a budget in seconds\n  found"):
+        gatec.tune(Gated(1.0), X, budget=budget)
+
+
+# A model for each anchor: its ways run in another process first, so they must be able to go there.
+MODELS = {"pointwise": lambda: Gated(3.0), "row": CASES["nn.RMSNorm"]}
+
+
+def test_every_anchor_has_a_model_here():
+    assert set(MODELS) >= set(MAKERS)
+
+
+@pytest.mark.parametrize("anchor", MODELS)
+def test_ways_are_verified_in_another_process(anchor, worker):
+    model = MODELS[anchor]()
+    graph = trace(model, type(model).forward, Call((X,), {})).graph
+    region = next(r for r in regions(model, graph, lambda path: None) if r.anchor == anchor)
+    made = made_for(region)
+    values = [torch.randn(v.shape, dtype=v.dtype) for v in region.examples]
+    for side in lower.sides(made, region.function()):
+        forms = tuple(map(Form.of, side.operands(values)))
+        for name, way in side.ways.items():
+            trial = Trial(way, side.eager, side.exact, forms, "cpu")
+            assert pickle.loads(pickle.dumps(trial)).forms == forms
+            assert worker.ask(trial) == "", f"{side.name} {name}"
