@@ -2,6 +2,7 @@
 
 # ruff: noqa: E501 - one case per line
 
+import contextlib
 import copy
 
 import pytest
@@ -478,3 +479,19 @@ def test_a_model_that_does_not_know_its_sizes_yet():
     with pytest.raises(gatec.GatecError, match=words):
         gatec.convert(model, "prune", inputs=X)
     assert type(model[0]) is nn.LazyLinear
+
+
+def test_why_says_what_convert_would_of_a_layer_that_is_parametrized():
+    class Branch(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.utils.parametrizations.weight_norm(nn.Linear(8, 8))
+
+        def forward(self, x):
+            return x + self.inner(x)
+
+    x = torch.randn(2, 8)
+    for edit in gatec.why(Branch(), "wrap", inputs=x):
+        assert (edit.verdict == "put") == (edit.why == "could be put")
+        with pytest.raises(gatec.GatecError) if edit.verdict != "put" else contextlib.nullcontext():
+            gatec.convert(Branch(), "wrap", inputs=x)

@@ -360,16 +360,23 @@ def _revive(original: type[nn.Module]) -> nn.Module:
     return cls.__new__(cls)
 
 
+def installable(module: nn.Module) -> None:
+    """Refuse a module whose class or forward is not its own."""
+    if unit_of(module) is not None:
+        return
+    if isinstance(module, torch.jit.ScriptModule):
+        raise Refused("it is compiled by TorchScript")
+    if "forward" in vars(module):
+        raise Refused("its forward was replaced on the object itself")
+    if parametrize.is_parametrized(module):
+        raise Refused("it is parametrized (torch.nn.utils.parametrize): rewrite the module around it")
+
+
 def install(module: nn.Module) -> Unit:
     """Make `module` a unit (once); its class becomes a subclass of the one it had."""
     unit = unit_of(module)
     if unit is None:
-        if isinstance(module, torch.jit.ScriptModule):
-            raise Refused("it is compiled by TorchScript")
-        if "forward" in vars(module):
-            raise Refused("its forward was replaced on the object itself")
-        if parametrize.is_parametrized(module):
-            raise Refused("it is parametrized (torch.nn.utils.parametrize): rewrite the module around it")
+        installable(module)
         unit = Unit(type(module))
         module.__dict__["_gatec"] = unit
         module.__class__ = rewritten_class(type(module))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gatec.capture import unit_of
+from gatec.capture.unit import installable
 from gatec.errors import GatecError, Refused
 from gatec.gate import Gate
 from gatec.match import Flow, Match, Near
@@ -128,6 +129,7 @@ def _one(work: Work, name: str, index: int, match: Match, undo: Undo) -> Edit:
         site = Site(work.program.model, where.path, module, replace(match, layers=local), names=work.program.names)
         if gate.check:
             gate.check(site, **bound(gate, gate.check, site, work.options))
+        installable(module)
         if work.dry:
             return Edit(gate.name, name, "put", "; ".join(["could be put", *site.notes]))
         drift, probe = installed(work.program, where.path, module, rewrite, steps, work.twins, work.structure)
