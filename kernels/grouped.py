@@ -1,9 +1,9 @@
 """Grouped products: one linear layer per group of rows, and the whole mixture of experts around a generated function.
 
-The mixture reads its tokens through `order` in front of the first products, applies the function to their accumulators,
-and writes each pair's weighted result to the pair's own place, where the pairs of a token lie side by side. Backward
-takes the accumulators that forward kept: one product with the function's gradient behind it, ragged products for the
-weights, sums of rows for the routing weights. No atomics.
+The mixture sorts the pairs of tokens and experts, reads its tokens through that order in front of the first products,
+applies the function to their accumulators, and writes each pair's weighted result to the pair's own place, where the
+pairs of a token lie side by side. Backward takes the accumulators that forward kept: one product with the function's
+gradient behind it, ragged products for the weights, sums of rows for the routing weights. No atomics.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from torch import fx
 from gatec.errors import GatecError
 from gatec.kernel import Kernel
 from gatec.kernels.functions import needed
-from gatec.kernels.groups import FIND, LAUNCH, OUTER, Term, biased, product
+from gatec.kernels.groups import FIND, LAUNCH, OUTER, SORT, SORTED, Term, biased, product
 from gatec.kernels.pointwise import HEAD
 from gatec.kernels.spelling import spell
 
@@ -57,13 +57,15 @@ def forward({operands}, config=None):
 def saving({operands}, keep=True, config=None):
     """The result, and the accumulators that backward takes."""
     expect(({floats},), DTYPES)
-    rows, width, wide = order.shape[0], down.shape[2], down.shape[1]
+    rows, width, wide = chosen.numel(), down.shape[2], down.shape[1]
     hidden = torch.empty((rows, width), dtype=x.dtype, device=x.device)
     ({totals},) = ({rooms},)
     pairs = torch.empty((rows, wide), dtype=OUT, device=x.device)
     if not rows:
         return pairs, {totals}
     fan = rows // x.shape[0]
+    order, ends, _ = sorted_pairs(chosen, down.shape[0])
+    scale = scale.reshape(rows)
     config = config or config_for(x, rows, ends.shape[0])
     launch(
         hidden_forward, config, [hidden, {totals}, {firsts}],
@@ -76,10 +78,12 @@ def saving({operands}, keep=True, config=None):
 def backward(grad, {operands}, needs={needs}, saved=None, config=None):
     """The gradient of each operand; the accumulators are computed again where none were saved."""
     ({totals},) = saved or saving({operands}, config=config)[1:]
-    rows, width = order.shape[0], down.shape[2]
+    rows, width = chosen.numel(), down.shape[2]
     if not rows:
         return tuple(torch.zeros_like(t) if need else None for t, need in zip(({operands},), needs))
     fan = rows // x.shape[0]
+    order, ends, _ = sorted_pairs(chosen, down.shape[0])
+    scale = scale.reshape(rows)
     config = config or config_for(x, rows, ends.shape[0])
     grad = grad.to(x.dtype)
     (weighted, {grads}) = (torch.empty((rows, width), dtype=x.dtype, device=x.device) for _ in range({many}))
@@ -114,7 +118,7 @@ def operands(products: int, *, biased: bool, down_bias: bool) -> list[str]:
     numbers = range(products)
     biases = [f"bias{i}" for i in numbers] if biased else []
     last = ["down", *(["down_bias"] if down_bias else [])]
-    return ["x", "order", "ends", "scale", *(f"weight{i}" for i in numbers), *biases, *last]
+    return ["x", "chosen", "scale", *(f"weight{i}" for i in numbers), *biases, *last]
 
 
 def render(
@@ -127,7 +131,7 @@ def render(
     if dtype not in DTYPES or any(v.dtype != dtype for v in values):
         raise GatecError("experts in one type of at most 32 bits", found=", ".join(str(v.dtype) for v in values))
     names = operands(count, biased=biased, down_bias=down_bias)
-    floats = [n for n in names if n not in ("order", "ends")]
+    floats = [n for n in names if n != "chosen"]
     head = HEAD.format(
         name=name,
         origin=origin,
@@ -143,8 +147,8 @@ def render(
         x_backward(count),
     ]
     functions = needed((line for text in written for line in text.splitlines()), "float32")
-    launchers = (CHECKS, LAUNCH, launcher(names, floats, count, biased, down_bias))
-    return Kernel(name, joined(head, FIND, *functions, *written, OUTER, *launchers))
+    launchers = (CHECKS, SORTED, LAUNCH, launcher(names, floats, count, biased, down_bias))
+    return Kernel(name, joined(head, FIND, SORT, *functions, *written, OUTER, *launchers))
 
 
 def value(result: str) -> str:
@@ -176,7 +180,7 @@ def hidden_forward(graph: fx.Graph, count: int, bias: bool) -> str:
 def down_forward(bias: bool) -> str:
     tail = [biased("total", "down_bias")] if bias else []
     tail += [
-        "total *= tl.load(scale_ptr + row, mask=row < stop, other=0.0).to(tl.float32)",
+        "total *= tl.load(scale_ptr + pair, mask=row < stop, other=0.0).to(tl.float32)",
         "put(pairs_ptr, total, pair, col, inside, pairs_at)",
     ]
     read = ("pairs", "hidden", "scale", *(["down_bias"] if bias else []), "down")
@@ -194,8 +198,8 @@ def hidden_backward(forward: fx.Graph, backward: fx.Graph, count: int, bias: boo
         f"hidden = {value(str(results[0]))}",
         "share = tl.sum(tl.where(inside, back * hidden, 0.0), 1)",
         *(["share += tl.where(side == 0, beside, 0.0)"] if bias else []),
-        "put(shares_ptr, share[:, None], row, side + tl.zeros((1, 1), tl.int64), row < stop, shares_at)",
-        "scale = tl.load(scale_ptr + row, mask=row < stop, other=0.0).to(tl.float32)",
+        "put(shares_ptr, share[:, None], pair, side + tl.zeros((1, 1), tl.int64), row < stop, shares_at)",
+        "scale = tl.load(scale_ptr + pair, mask=row < stop, other=0.0).to(tl.float32)",
         "put(weighted_ptr, hidden * scale, row, col, inside, weighted_at)",
         "pulled = back * scale",
         *second,
@@ -230,8 +234,8 @@ def launcher(names: Sequence[str], floats: Sequence[str], count: int, bias: bool
         for i in range(count)
     ]
     found = {
-        "x": "together(pairs, fan)", "order": "None", "ends": "None",
-        "scale": "shares.sum(1).to(scale.dtype).view(scale.shape)",
+        "x": "together(pairs, fan)", "chosen": "None",
+        "scale": "shares.sum(1).to(scale.dtype).view(chosen.shape)",
         "down": "down_grad", "down_bias": "bias_grad.to(x.dtype)",
         **{w: f"{w}_grad" for w in weights}, **{f"bias{i}": f"bias{i}_grad.to(x.dtype)" for i in range(count)},
     }  # fmt: skip
@@ -243,7 +247,7 @@ def launcher(names: Sequence[str], floats: Sequence[str], count: int, bias: bool
         rooms=", ".join(["torch.empty_like(hidden) if keep else None"] * count),
         firsts=", ".join(["x", *biases, *weights]),
         lasts=", ".join(["scale", *(["down_bias"] if down_bias else []), "down"]),
-        needs=tuple(n not in ("order", "ends") for n in names),
+        needs=tuple(n != "chosen" for n in names),
         grads=", ".join(f"{t}_grad" for t in totals),
         many=count + 1,
         count=count,

@@ -32,7 +32,7 @@ def fetch(x, row, col, inside, strides):
 @triton.jit
 def put(out, value, row, col, inside, strides):
     at = out + row.to(tl.int64) * strides[0]
-    tl.store(at + col * strides[1], value.to(out.dtype.element_ty), mask=inside)
+    tl.store(at + col.to(tl.int64) * strides[1], value.to(out.dtype.element_ty), mask=inside)
 '''
 
 PRODUCT = """
@@ -97,9 +97,10 @@ def ragged(
     total = tl.zeros((ROWS,), tl.float32)
     for k in range(start.to(tl.int32), stop.to(tl.int32), DEEP):
         deep = k + tl.arange(0, DEEP)
-        token = deep
+        pair = deep
         if order_ptr is not None:
-            token = tl.load(order_ptr + deep, mask=deep < stop, other=0) // fan
+            pair = tl.load(order_ptr + deep, mask=deep < stop, other=0)
+        token = pair // fan
         y_row = token if Y_SHARED else deep
         x_row = token if X_SHARED else deep
         y = fetch(y_ptr, y_row[None, :], row, (deep < stop)[None, :] & (row < height), y_at)
@@ -108,12 +109,49 @@ def ragged(
         if total_ptr is not None:
             each_y = y.to(tl.float32)
             if scale_ptr is not None:
-                each_y *= tl.load(scale_ptr + deep, mask=deep < stop, other=0.0).to(tl.float32)[None, :]
+                each_y *= tl.load(scale_ptr + pair, mask=deep < stop, other=0.0).to(tl.float32)[None, :]
             total += tl.sum(each_y, 1)
     put(out_ptr + group * out_at[0], product, row, col, (row < height) & (col < width), (out_at[1], out_at[2]))
     if total_ptr is not None:
         zero = tl.zeros((1, 1), tl.int32)
         put(total_ptr + group * total_at[0], total[:, None], zero, row, (row < height) & (zero + side == 0), (0, total_at[1]))
+'''
+
+SORT = '''
+@triton.jit(do_not_specialize=["pairs"])
+def sort(order_ptr, ends_ptr, counts_ptr, chosen_ptr, pairs, groups, BLOCK: tl.constexpr):
+    """One group for each program: how many pairs stand before it and in it, then where each of its own goes."""
+    group = tl.program_id(0).to(tl.int64)
+    lane = tl.arange(0, BLOCK)
+    before = tl.zeros((BLOCK,), tl.int32)
+    own = tl.zeros((BLOCK,), tl.int32)
+    for at in range(0, pairs, BLOCK):
+        choice = tl.load(chosen_ptr + at + lane, mask=at + lane < pairs, other=groups)
+        before += (choice < group).to(tl.int32)
+        own += (choice == group).to(tl.int32)
+    start = tl.sum(before, 0)
+    count = tl.sum(own, 0)
+    tl.store(counts_ptr + group, count.to(counts_ptr.dtype.element_ty), mask=group >= 0)
+    tl.store(ends_ptr + group, (start + count).to(ends_ptr.dtype.element_ty), mask=group >= 0)
+    for at in range(0, pairs, BLOCK):
+        choice = tl.load(chosen_ptr + at + lane, mask=at + lane < pairs, other=groups)
+        found = (choice == group).to(tl.int32)
+        place = start + tl.cumsum(found, 0) - 1
+        tl.store(order_ptr + place, (at + lane).to(order_ptr.dtype.element_ty), mask=found > 0)
+        start += tl.sum(found, 0)
+'''
+
+SORTED = '''
+def sorted_pairs(chosen, groups):
+    """Pairs by choice, in their order among equals: their numbers, the end of each choice, and how many there are."""
+    pairs, device = chosen.numel(), chosen.device
+    order = torch.empty(pairs, dtype=torch.int64, device=device)
+    ends, counts = (torch.empty(groups, dtype=torch.int32, device=device) for _ in range(2))
+    with torch.cuda.device_of(chosen):
+        sort[(groups,)](
+            order, ends, counts, chosen.contiguous(), pairs, groups, BLOCK=1024, num_warps=4, enable_fp_fusion=True
+        )
+    return order, ends, counts
 '''
 
 # Rows, columns, warps and stages of a tile of two-byte numbers. A row of float32 takes the last but one.

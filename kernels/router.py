@@ -12,6 +12,7 @@ from torch import fx
 from gatec.errors import GatecError
 from gatec.kernel import Kernel
 from gatec.kernels.functions import needed
+from gatec.kernels.groups import SORT, SORTED
 from gatec.kernels.pointwise import HEAD
 from gatec.kernels.spelling import spell
 
@@ -29,7 +30,7 @@ def route(
     col = tl.arange(0, COLS)[None, :]
     slot = tl.arange(0, SLOTS)[None, :]
     inside = col < COLUMNS
-    logits = tl.load(logits_ptr + row * logits_at[0] + col * logits_at[1], mask=(row < rows) & inside, other=0.0)
+    logits = tl.load(logits_ptr + row * logits_at[0] + col.to(tl.int64) * logits_at[1], mask=(row < rows) & inside, other=0.0)
     logits = logits.to(tl.float32)
 {lines}
     key = scores
@@ -65,7 +66,7 @@ def pull(
     row = (tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]
     col = tl.arange(0, COLS)[None, :]
     inside = col < COLUMNS
-    logits = tl.load(logits_ptr + row * logits_at[0] + col * logits_at[1], mask=(row < rows) & inside, other=0.0)
+    logits = tl.load(logits_ptr + row * logits_at[0] + col.to(tl.int64) * logits_at[1], mask=(row < rows) & inside, other=0.0)
     logits = logits.to(tl.float32)
 {lines}
     # Each column is chosen once at most, so what flows back to the scores is put there and not added.
@@ -85,30 +86,6 @@ def pull(
     at = logits_grad_ptr + row * COLUMNS + col
     tl.store(at, ({result}).to(logits_grad_ptr.dtype.element_ty), mask=(row < rows) & inside)
 """
-
-SORT = '''
-@triton.jit(do_not_specialize=["pairs"])
-def sort(order_ptr, ends_ptr, counts_ptr, chosen_ptr, pairs, BLOCK: tl.constexpr):
-    """One group for each program: how many pairs stand before it and in it, then where each of its own goes."""
-    group = tl.program_id(0).to(tl.int64)
-    lane = tl.arange(0, BLOCK)
-    before = tl.zeros((BLOCK,), tl.int32)
-    own = tl.zeros((BLOCK,), tl.int32)
-    for at in range(0, pairs, BLOCK):
-        choice = tl.load(chosen_ptr + at + lane, mask=at + lane < pairs, other=COLUMNS)
-        before += (choice < group).to(tl.int32)
-        own += (choice == group).to(tl.int32)
-    start = tl.sum(before, 0)
-    count = tl.sum(own, 0)
-    tl.store(counts_ptr + group, count.to(counts_ptr.dtype.element_ty), mask=group >= 0)
-    tl.store(ends_ptr + group, (start + count).to(ends_ptr.dtype.element_ty), mask=group >= 0)
-    for at in range(0, pairs, BLOCK):
-        choice = tl.load(chosen_ptr + at + lane, mask=at + lane < pairs, other=COLUMNS)
-        found = (choice == group).to(tl.int32)
-        place = start + tl.cumsum(found, 0) - 1
-        tl.store(order_ptr + place, (at + lane).to(order_ptr.dtype.element_ty), mask=found > 0)
-        start += tl.sum(found, 0)
-'''
 
 LAUNCH = '''
 def tile():
@@ -154,18 +131,6 @@ def backward(grad, logits{bias}, needs=None, saved=None):
                 **size, num_warps=4, enable_fp_fusion=True,
             )
     return (found.view(logits.shape),{nothing})
-
-
-def sorted_pairs(numbers):
-    """Pairs by choice, in their order among equals: their numbers, the end of each choice, and how many there are."""
-    pairs, device = numbers.numel(), numbers.device
-    order = torch.empty(pairs, dtype=torch.int64, device=device)
-    ends, counts = (torch.empty(COLUMNS.value, dtype=torch.int32, device=device) for _ in range(2))
-    with torch.cuda.device_of(numbers):
-        sort[(COLUMNS.value,)](
-            order, ends, counts, numbers.contiguous(), pairs, BLOCK=1024, num_warps=4, enable_fp_fusion=True
-        )
-    return order, ends, counts
 '''
 
 
@@ -198,7 +163,7 @@ def render(
         nothing=" None" if biased else "",
     )
     functions = needed((line for text in written for line in text.splitlines()), "float32")
-    return Kernel(name, "\n\n\n".join(p.strip("\n") for p in (head, *functions, *written, SORT, launch)) + "\n")
+    return Kernel(name, "\n\n\n".join(p.strip("\n") for p in (head, *functions, *written, SORT, launch, SORTED)) + "\n")
 
 
 def indented(lines: Sequence[str]) -> str:

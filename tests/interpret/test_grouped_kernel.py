@@ -37,48 +37,53 @@ def loop(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     return torch.cat([x[a:b] @ w.T for a, b, w in zip(starts, starts[1:], weight, strict=False)])
 
 
-def mixture(fn, x, order, ends, scale, *weights):
+def mixture(fn, x, chosen, scale, *weights):
     """What the kernel stands for, spelled in eager torch; each weight is a matrix per expert and perhaps a bias."""
-    fan = len(order) // len(x)
-    expert = torch.searchsorted(ends, torch.arange(len(order)), right=True)
+    fan, (expert, order) = chosen.shape[1], torch.sort(chosen.flatten(), stable=True)
+    ends = torch.bincount(expert, minlength=len(weights[0][0])).cumsum(0)
     rows, products = x[order // fan], []
     for weight, bias in weights:
         y = loop(rows if len(products) < len(weights) - 1 else fn(*products), weight, ends)
         products.append(y if bias is None else y + bias[expert])
-    pairs = products[-1] * scale
+    pairs = products[-1] * scale.flatten()[order].unsqueeze(-1)
     return pairs[torch.argsort(order)].unflatten(0, (-1, fan)).sum(1)
 
 
-def drawn(dtype, *, tokens=19, fan=2, experts=3, depth=37, width=23, count=2, bias=False, chosen=None):
-    """Tokens, their order by expert, and weights whose layouts are those of slices of dense layers."""
-    chosen = torch.randint(experts, (tokens * fan,)) if chosen is None else chosen
-    order, ends = torch.argsort(chosen, stable=True), torch.bincount(chosen, minlength=experts).cumsum(0)
+def drawn(dtype, *, tokens=19, fan=2, experts=3, depth=37, width=23, count=2, bias=False):
+    """Tokens, the experts that they chose, and weights whose layouts are those of slices of dense layers."""
+    chosen = torch.stack([torch.randperm(experts)[:fan] for _ in range(tokens)])
     firsts = [poisoned((experts, width, depth), dtype, 0.3) for _ in range(count)]
     down = poisoned((depth, experts * width), dtype, 0.3).view(depth, experts, width).permute(1, 0, 2)
     biases = [poisoned((experts, w.shape[1]), dtype) if bias else None for w in (*firsts, down)]
-    scale = torch.rand(tokens * fan, 1).to(dtype)
-    return poisoned((tokens, depth), dtype), order, ends, scale, *zip((*firsts, down), biases, strict=True)
+    scale = torch.rand(tokens, fan).to(dtype)
+    return poisoned((tokens, depth), dtype), chosen, scale, *zip((*firsts, down), biases, strict=True)
+
+
+def flat(x, chosen, scale, *weights) -> list[Tensor]:
+    """The same as a kernel takes them."""
+    *firsts, (down, bias) = weights
+    if bias is None:
+        return [x, chosen, scale, *(w for w, _ in firsts), down]
+    return [x, chosen, scale, *(w for w, _ in firsts), *(b for _, b in firsts), down, bias]
 
 
 def check(fn, drawn_, made=None) -> None:
-    x, order, ends, scale, *weights = drawn_
-    bias = weights[0][1] is not None
+    x, _, scale, *weights = drawn_
+    bias, given = weights[0][1] is not None, flat(*drawn_)
     made = made or kernel(fn, x.dtype, scale.dtype, bias)
-    flat = [x, order, ends, scale, *(w for w, _ in weights[:-1])]
-    flat += [*(b for _, b in weights[:-1] if bias), weights[-1][0], *([weights[-1][1]] if bias else [])]
-    out = made.forward(*flat)
+    out = made.forward(*given)
     grad = torch.randn(out.shape).to(out.dtype)
 
     def results(dtype):
-        leaves = [t.to(dtype).detach().requires_grad_() if t.is_floating_point() else t for t in flat]
+        leaves = [t.to(dtype).detach().requires_grad_() if t.is_floating_point() else t for t in given]
         count = len(weights) - 1
-        firsts = leaves[4 : 4 + count]
-        biases = leaves[4 + count : 4 + 2 * count] if bias else [None] * count
+        firsts = leaves[3 : 3 + count]
+        biases = leaves[3 + count : 3 + 2 * count] if bias else [None] * count
         last = (leaves[-2], leaves[-1]) if bias else (leaves[-1], None)
-        y = mixture(fn, *leaves[:4], *zip(firsts, biases, strict=True), last)
+        y = mixture(fn, *leaves[:3], *zip(firsts, biases, strict=True), last)
         return [y.detach(), *torch.autograd.grad(y, [t for t in leaves if t.requires_grad], grad.to(y.dtype))]
 
-    ours = [out, *(g for g in made.backward(grad, *flat) if g is not None)]
+    ours = [out, *(g for g in made.backward(grad, *given) if g is not None)]
     truth, theirs = results(torch.float64), results(x.dtype)
     for i, (mine, other, true) in enumerate(zip(ours, theirs, truth, strict=True)):
         assert mine.shape == true.shape and mine.dtype == other.dtype
@@ -135,38 +140,34 @@ def test_any_number_of_tokens_choices_and_experts(tokens: int, fan: int, experts
 
 
 def test_routing_weights_may_be_wider_than_the_experts() -> None:
-    x, order, ends, scale, *weights = drawn(torch.bfloat16)
-    made = kernel(swiglu, torch.bfloat16, torch.float32)
-    flat = [x, order, ends, scale.float(), *(w for w, _ in weights)]
-    out = made.forward(*flat)
-    grads = made.backward(torch.ones_like(out), *flat)
-    assert out.dtype == grads[3].dtype == torch.float32 and grads[0].dtype == torch.bfloat16
+    x, chosen, scale, *weights = drawn(torch.bfloat16)
+    made, given = kernel(swiglu, torch.bfloat16, torch.float32), flat(x, chosen, scale.float(), *weights)
+    out = made.forward(*given)
+    grads = made.backward(torch.ones_like(out), *given)
+    assert out.dtype == grads[2].dtype == torch.float32 and grads[0].dtype == torch.bfloat16
 
 
 def test_an_expert_without_tokens_learns_exactly_nothing() -> None:
     torch.manual_seed(0)
-    x, order, ends, scale, *weights = drawn(torch.float32, bias=True, chosen=torch.tensor([0, 2] * 19))
-    flat = [x, order, ends, scale, *(w for w, _ in weights[:2]), *(b for _, b in weights[:2]), *weights[2]]
-    grads = kernel(swiglu, torch.float32, bias=True).backward(torch.randn(19, 37), *flat)
-    for g in grads[4:]:
+    x, _, *rest = drawn(torch.float32, bias=True)
+    given = flat(x, torch.tensor([[0, 2]] * 19), *rest)
+    grads = kernel(swiglu, torch.float32, bias=True).backward(torch.randn(19, 37), *given)
+    for g in grads[3:]:
         assert [bool(e.any()) for e in g] == [True, False, True]
 
 
 def test_no_token() -> None:
-    flat = [*drawn(torch.float32, tokens=3)]
-    flat = [flat[0][:0], flat[1][:0], flat[2] * 0, flat[3][:0], *(w for w, _ in flat[4:])]
-    made = kernel(swiglu, torch.float32)
-    out = made.forward(*flat)
-    grads = made.backward(out, *flat)
+    x, chosen, scale, *weights = drawn(torch.float32, tokens=3)
+    given, made = flat(x[:0], chosen[:0], scale[:0], *weights), kernel(swiglu, torch.float32)
+    out = made.forward(*given)
+    grads = made.backward(out, *given)
     assert out.shape == (0, 37) and not any(g.any() for g in grads if g is not None)
 
 
 def test_saved_accumulators_are_the_ones_computed_again() -> None:
-    flat = [*drawn(torch.bfloat16)]
-    flat = [*flat[:4], *(w for w, _ in flat[4:])]
-    module = kernel(swiglu, torch.bfloat16).load()
-    out, *saved = module.saving(*flat)
-    again, kept = module.backward(out, *flat), module.backward(out, *flat, saved=saved)
+    given, module = flat(*drawn(torch.bfloat16)), kernel(swiglu, torch.bfloat16).load()
+    out, *saved = module.saving(*given)
+    again, kept = module.backward(out, *given), module.backward(out, *given, saved=saved)
     assert all(torch.equal(a, b) for a, b in zip(again, kept, strict=True) if a is not None)
 
 
@@ -174,10 +175,9 @@ def test_what_it_cannot_hold_is_refused() -> None:
     with pytest.raises(GatecError, match="experts in one type of at most 32 bits"):
         kernel(swiglu, torch.float64)
     with pytest.raises(TypeError, match="was generated for"):
-        flat = [*drawn(torch.float32)]
-        kernel(swiglu, torch.bfloat16).forward(*flat[:4], *(w for w, _ in flat[4:]))
+        kernel(swiglu, torch.bfloat16).forward(*flat(*drawn(torch.float32)))
 
 
 def test_operands_are_named_in_order() -> None:
     names = operands(2, biased=True, down_bias=False)
-    assert names == ["x", "order", "ends", "scale", "weight0", "weight1", "bias0", "bias1", "down"]
+    assert names == ["x", "chosen", "scale", "weight0", "weight1", "bias0", "bias1", "down"]

@@ -99,7 +99,7 @@ def test_no_row() -> None:
     weights, chosen = made.load().chosen(torch.empty(0, 8))
     assert weights.shape == chosen.shape == (0, 2)
     assert made.backward(weights, torch.empty(0, 8))[0].shape == (0, 8)
-    order, ends, counts = made.load().sorted_pairs(chosen)
+    order, ends, counts = made.load().sorted_pairs(chosen, 8)
     assert order.shape == (0,) and not ends.any() and not counts.any()
 
 
@@ -107,7 +107,7 @@ def test_no_row() -> None:
 def test_pairs_are_sorted_by_choice_and_stay_in_order(pairs: int, columns: int) -> None:
     torch.manual_seed(0)
     numbers = torch.randint(columns, (pairs, 1)) // 2 * 2  # odd choices stay empty
-    order, ends, counts = router(softmax, columns, 1).load().sorted_pairs(numbers)
+    order, ends, counts = router(softmax, columns, 1).load().sorted_pairs(numbers, columns)
     assert torch.equal(order, torch.sort(numbers.flatten(), stable=True).indices)
     assert torch.equal(counts.long(), torch.bincount(numbers.flatten(), minlength=columns))
     assert torch.equal(ends.long(), counts.long().cumsum(0))
