@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import itertools
 import re
 from bisect import bisect_left
@@ -63,6 +64,7 @@ class Region:
     def operands(self) -> list[str]:
         """The inputs' names, numbered among themselves and not in the whole graph: every layer's region reads alike."""
         names = [re.sub(r"_\d+$", "", n.name) or "x" for n in self.inputs]
+        names = [f"{n}_value" if hasattr(builtins, n) or n in ("torch", "device", "inf", "nan") else n for n in names]
         before = [names[:i].count(name) for i, name in enumerate(names)]
         return [f"{name}_{n}" if n else name for name, n in zip(names, before, strict=True)]
 

@@ -176,3 +176,22 @@ def test_a_region_may_read_what_another_region_computes():
     fused = gatec.fuse(model, x, everywhere=True)
     assert len(gatec.kernels_of(fused)) >= 2
     assert torch.allclose(model(x), fused(x))
+
+
+def test_operands_that_are_called_like_functions_of_python_are_told_apart():
+    """fx would rename `sum` to `sum_1`, which is what another operand is called."""
+
+    class Summed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+
+        def forward(self, x):
+            gate, value, other = self.a(x).sum(1), self.b(x).sum(1), self.c(x).sum(1)
+            gate = torch.sigmoid(gate)
+            return gate * value + (1 - gate) * other
+
+    model, x = Summed(), torch.randn(2, 3, 8)
+    fused = gatec.fuse(model, x, everywhere=True)
+    assert any(e.verdict == "put" for e in gatec.report(fused).edits), gatec.report(fused)
+    assert torch.equal(fused(x), model(x))
