@@ -283,5 +283,14 @@ def test_a_row_of_the_benchmark_says_how_far_a_block_got():
     assert summary(rows)[0] == "1 of 1 captured to the bit"
 
 
+@pytest.mark.sweep
+def test_a_row_of_the_benchmark_counts_what_an_export_skips():
+    paper = next(p for p in ALL if p.skips)
+    rows = literature(f"^{paper.name}$")
+    assert [r["skips"] for r in rows] == [
+        paper.skips
+    ] and f"{paper.skips} parts of 1 files skipped where unused" in summary(rows)
+
+
 def test_what_passes_put_is_known_by_kind_and_signal():
     assert ("attention-output", "sigmoid") in puts()["attention"] and ("glu", "silu") in puts()["glu"]

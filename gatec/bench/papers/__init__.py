@@ -39,6 +39,7 @@ def summary(rows: list[Row]) -> list[str]:
         f"{sum(r['captured'] == 'to the bit' for r in rows)} of {len(rows)} captured to the bit",
         f"{sum(r['as written'] for r in rows)} of {len(rows)} found as their files say, {len(kinds)} kinds",
         f"{len(drifts)} of {len(rows)} exported, onnxruntime off by at most {max(drifts, default=0.0):.1e}",
+        f"{sum(r.get('skips', 0) for r in rows)} parts of {sum('skips' in r for r in rows)} files skipped where unused",
         f"{sum(bool(r['regions']) for r in rows)} of {len(rows)} with a region to fuse, {sum(r['regions'] for r in rows)} kernels",
         f"{sum(bool(r['inserted by']) for r in rows)} of {len(rows)} whose gate a pass can insert",
     ]

@@ -56,13 +56,17 @@ def captured(model: nn.Module, inputs: Inputs) -> str:
 
 
 def exported(paper: Paper) -> Row:
-    """The largest relative drift of onnxruntime over all shapes tried, or what is missing."""
+    """The largest relative drift of onnxruntime over all shapes tried, or what is missing; the parts that may be skipped."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             done = export(paper.module(), Path(folder) / "model.onnx", paper.inputs())
+            row: Row = {"onnx": max(p.max_rel for p in done.parity), "shapes": len(done.parity)}
+            if paper.skips:
+                skipping = export(paper.module(), Path(folder) / "skipping.onnx", paper.inputs(), skip=True)
+                row["skips"] = len(skipping.skips)
         except GatecError as error:
             return {"onnx": f"{error.wanted}: {error.found}"}
-    return {"onnx": max(p.max_rel for p in done.parity), "shapes": len(done.parity)}
+    return row
 
 
 def inserting(found: list[Find]) -> list[str]:
