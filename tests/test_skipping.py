@@ -103,6 +103,20 @@ class Experts(nn.Module):
         return x + torch.stack(every, 1).gather(1, index)[:, 0]
 
 
+class Learners(nn.Module):
+    """The first so many of three learners for each token: a choice of how many, added up from its end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = nn.Linear(D, 4)
+        self.learners = nn.ModuleList(nn.Sequential(nn.Linear(D, D), nn.GELU(), nn.Linear(D, D)) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        chosen = nn.functional.one_hot(self.count(x).argmax(-1), 4).to(x.dtype)
+        runs = chosen.flip(-1).cumsum(-1).flip(-1)[..., 1:].split(1, dim=-1)
+        return x + sum(run * learner(x) for run, learner in zip(runs, self.learners, strict=True))
+
+
 class Cache(nn.Module):
     """The last result is used again while the input changes little; state comes in and goes out."""
 
@@ -143,6 +157,7 @@ CASES = {
     "weights": (lambda: Experts("weights"), images, 4, "rows of"),
     "softmax": (lambda: Experts("softmax"), images, 4, "rows of"),
     "index": (lambda: Experts("index"), images, 4, "rows of"),
+    "learners": (Learners, tokens, 3, "rows of"),
     "cache": (Cache, lambda: (tokens(), tokens(), tokens()), 1, "rows of"),
     "batchwise": (Batchwise, lambda: torch.randn(4, D), 1, "whole"),
 }

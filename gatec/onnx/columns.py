@@ -27,6 +27,33 @@ def column(node: ir.Node) -> ir.Value | None:
     return found
 
 
+def columns(node: ir.Node) -> dict[int, ir.Value]:
+    """The values of a Split into columns, by output."""
+    shapes = [dims(out) for out in node.outputs]
+    if node.op_type != "Split" or len(shapes) > WIDEST or any(shape is None for shape in shapes):
+        return {}
+    axis = attribute(node, "axis", 0) % len(shapes[0] or (1,))
+    if any(shape is not None and shape[axis] != 1 for shape in shapes):
+        return {}
+    tape = Tape()
+    found = {i: picked(tape, operand(node), axis, i) for i in range(len(shapes))}
+    before(node, tape)
+    return {i: value for i, value in found.items() if value is not None and value.producer() in tape.nodes}
+
+
+def shown_by(node: ir.Node, axis: int, index: int) -> int | None:
+    """Which column of its operand a Slice along that axis alone, such as a flip, shows at an index."""
+    shape = dims(node.inputs[0])
+    numbers = [constant(v) for v in node.inputs[1:]]
+    if shape is None or len(numbers) < 3 or any(n is None or n.size != 1 for n in numbers):
+        return None
+    start, end, along, *steps = (int(n.reshape(-1)[0]) for n in numbers if n is not None)
+    wide = shape[axis]
+    if along % len(shape) != axis or not isinstance(wide, int):
+        return None
+    return range(wide)[slice(start, None if end < -wide else end, *steps)][index]
+
+
 def one_column(node: ir.Node) -> tuple[int, int] | None:
     shape = dims(node.inputs[0]) if node.inputs else None
     if shape is None or node.op_type not in ("Slice", "Gather"):
@@ -47,10 +74,14 @@ def one_column(node: ir.Node) -> tuple[int, int] | None:
 
 def picked(tape: Tape, value: ir.Value, axis: int, index: int) -> ir.Value | None:
     """Column `index` along `axis`, which stays as a dimension of one."""
-    node, shape = value.producer(), dims(value)
+    node, shape, known = value.producer(), dims(value), constant(value)
+    if known is not None:
+        return tape.op("Constant", [], {"value": ir.tensor(known.take([index], axis))})
     if node is None or shape is None:
         return None
     out: ir.Value | None = None
+    if node.op_type == "Slice" and (shown := shown_by(node, axis, index)) is not None:
+        return picked(tape, operand(node), axis, shown)
     if node.op_type == "Concat" and attribute(node, "axis") % len(shape) == axis:
         whole = all((dims(part) or (0,) * len(shape))[axis] == 1 for part in node.inputs)
         return operand(node, index) if whole else None
@@ -63,6 +94,7 @@ def picked(tape: Tape, value: ir.Value, axis: int, index: int) -> ir.Value | Non
             if part is None:
                 return None
             out = part if out is None else tape.op("Add", [out, part])
+            out.type, out.shape = value.type, part.shape
     elif node.op_type in POINTWISE.split() and len(node.outputs) == 1:
         parts = [alone(tape, v, axis - len(shape), index) for v in node.inputs]
         if any(part is None and v is not None for part, v in zip(parts, node.inputs, strict=True)):

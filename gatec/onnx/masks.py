@@ -84,11 +84,11 @@ def conditions(value: ir.Value | None, yes: bool, places: Places | None, equals:
         return literal(value, yes, places, equals)
     if node.op_type == "Not":
         return conditions(node.inputs[0], not yes, places)
-    if node.op_type in ("And", "Or", "Mul") and (node.op_type != "Mul" or yes):
+    if node.op_type in ("And", "Or") or (node.op_type in ("Mul", "Add") and yes):
         ways = [conditions(v, yes, narrowed(places, len(shape), v)) for v in node.inputs]
         return (
             resolved(ways[0] | ways[1])
-            if (node.op_type == "Or") != yes
+            if (node.op_type in ("Or", "Add")) != yes
             else frozenset(a | b for a in ways[0] for b in ways[1])
         )
     if node.op_type == "Div" and yes:

@@ -5,7 +5,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 from onnx_ir.tape import Tape
 
-from gatec.onnx.columns import column
+from gatec.onnx.columns import column, columns
 from gatec.onnx.sizes import Sizes, attribute, before, constant, dims, operand, reshaped
 
 
@@ -17,12 +17,14 @@ def plain(model: ir.Model) -> None:
         if node.op_type == "Reshape" and same is None:
             same = swapped(node, sizes) or unflattened(node, sizes)
         if same:
-            replace(node, same)
+            replace(node.outputs[0], same)
+        for i, value in columns(node).items():
+            replace(node.outputs[i], value)
     common.RemoveUnusedNodesPass()(model)
 
 
-def replace(node: ir.Node, value: ir.Value) -> None:
-    ir.convenience.replace_all_uses_with(node.outputs[0], value, replace_graph_outputs=True)
+def replace(old: ir.Value, value: ir.Value) -> None:
+    ir.convenience.replace_all_uses_with(old, value, replace_graph_outputs=True)
 
 
 def unchanged(node: ir.Node) -> ir.Value | None:
