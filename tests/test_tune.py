@@ -14,6 +14,7 @@ from gatec import fusing, lower, tuning
 from gatec.capture import Call, trace
 from gatec.dispatch import choose
 from gatec.dispatch.choose import Budget, Chooser
+from gatec.dispatch.cuda import Cuda
 from gatec.dispatch.forms import Form
 from gatec.dispatch.table import Table
 from gatec.dispatch.verify import Trial
@@ -21,6 +22,7 @@ from gatec.dispatch.worker import Worker
 from gatec.kernel import Kernel
 from gatec.making import MAKERS, made_for
 from gatec.regions import regions
+from gatec.scanning import kernel_for, side_of
 from gatec.verify import distance
 
 X = torch.randn(3, 5, 16)
@@ -231,3 +233,24 @@ def test_ways_are_verified_in_another_process(anchor, worker):
             trial = Trial(way, side.eager, side.exact, forms, "cpu")
             assert pickle.loads(pickle.dumps(trial)).forms == forms
             assert worker.ask(trial) == "", f"{side.name} {name}"
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_the_scan_is_verified_there_too(worker, reverse):
+    side = side_of(kernel_for(torch.float32, torch.float32), 3, 1, reverse, 3)
+    forms = tuple(Form.of(torch.rand(shape)) for shape in ((2, 12, 8), (2, 12, 8), (2, 8)))
+    assert worker.ask(Trial(side.ways["kernel"], side.eager, side.exact, forms, "cpu")) == ""
+
+
+@pytest.mark.gpu
+def test_on_a_device_a_tuned_model_computes_what_it_did(tmp_path, monkeypatch):
+    chooser = Chooser(Cuda(), Table(tmp_path), Worker(), Budget())
+    for module in (lower, tuning, fusing):
+        monkeypatch.setattr(module, "CHOOSER", chooser)
+    for name, build in MODELS.items():
+        model, x = build().cuda(), torch.randn(4096, 4096, 16, device="cuda")
+        tuned = gatec.tune(model, x)
+        assert {n.side for n in tuned.lines} == {"forward", "backward"} and not choose.FAILED, name
+        fused = gatec.fuse(model, x)
+        for ours, theirs in zip(step(fused, x), step(model, x), strict=True):
+            assert distance(ours, theirs) < 1e-4, name

@@ -119,7 +119,7 @@ class Chooser:
 
     def _found(self, side: Side, tensors: Sequence[Tensor]) -> tuple[Run | None, bool]:
         """A way, and whether that is the last word."""
-        if not side.ways or any(not t.numel() for t in tensors):
+        if not side.ways or any(not t.numel() or t.device != tensors[0].device for t in tensors):
             return None, True
         if self.device.capturing():  # nothing may be asked of the device: not even what its operands hold
             return None, False

@@ -19,13 +19,17 @@ import time
 from contextlib import suppress
 from typing import IO, Any, cast
 
-from gatec.dispatch.verify import Trial, Wrong, verified
+import torch
+
+from gatec.dispatch.verify import Trial, Unproven, Wrong, verified
 
 START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from gatec.dispatch.worker import serve; serve()"
 STARTING = 120.0  # seconds that importing torch may take on a busy machine
 LONGEST = 60.0  # seconds for one way, its compilation included
 IDLE = 120.0  # seconds without a question after which a worker gives back its memory of the device
+STARTS = 3  # in a row that may fail, before no other is tried
 KILLED = {-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT}  # by somebody else: says nothing about the way
+WATCHDOG = 1  # faulthandler's own exit code
 RIGHT = ""
 
 
@@ -39,6 +43,7 @@ class Worker:
     def __init__(self, longest: float = LONGEST, start: str = START) -> None:
         self.longest, self.start = longest, start
         self._process: subprocess.Popen[bytes] | None = None
+        self._failed = 0
 
     def ask(self, trial: Trial) -> str:
         """Nothing where the way is right, else why it is not. Raises Unanswered."""
@@ -53,13 +58,13 @@ class Worker:
             raise Unanswered(f"no process to verify in: {e}") from e
 
     def _asked(self, question: bytes) -> str:
-        process = self._running()
+        process, start = self._running(), time.monotonic()
         _send(_pipe(process.stdin), question)
         answer = _received(_pipe(process.stdout), self.longest + STARTING)  # it keeps time itself, and may import first
         if answer is not None:
             return self._told(answer)
         code = self.stop()
-        if code is None:
+        if code is None or (code == WATCHDOG and time.monotonic() - start > self.longest):
             return f"it had not ended after {self.longest:g} seconds"
         if code in KILLED:
             raise Unanswered("the process was killed from outside")
@@ -76,6 +81,9 @@ class Worker:
         if self._process is not None and self._process.poll() is not None:
             self.stop()
         if self._process is None:
+            if self._failed >= STARTS:
+                raise OSError("it did not start before")
+            self._failed += 1
             command = [sys.executable, "-c", self.start, json.dumps(sys.path)]
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
@@ -83,6 +91,7 @@ class Worker:
             if _received(_pipe(self._process.stdout), STARTING) is None:
                 self.stop()
                 raise OSError("it does not start")
+            self._failed = 0
         return self._process
 
     def stop(self) -> int | None:
@@ -155,30 +164,43 @@ def serve() -> None:
     threading.Thread(target=_orphaned, args=(os.getppid(),), daemon=True).start()
     _send(answers, b'{"ready": true}')
     while select.select([questions], [], [], IDLE)[0] and (head := questions.read(8)):
-        longest, trial = pickle.loads(questions.read(int.from_bytes(head, "little")))
-        # A thread in C: it works while a way holds Python, or waits for a device for ever.
-        faulthandler.dump_traceback_later(longest, exit=True, file=log)
-        answer = answered(trial)
-        faulthandler.cancel_dump_traceback_later()
+        answer = answered(questions.read(int.from_bytes(head, "little")), log)
         _send(answers, json.dumps(answer).encode())
         if answer["over"]:
             return
 
 
-def answered(trial: Trial) -> dict[str, Any]:
+def answered(question: bytes, log: IO[bytes]) -> dict[str, Any]:
     """`over` where the device may be in any state; `unanswered` where the way is not to blame."""
     try:
+        longest, trial = pickle.loads(question)
+    except Exception as e:  # of a function's module, which this process cannot import
+        return {"why": f"it cannot be read in another process: {_line(e)}", "over": False, "unanswered": True}
+    # A thread in C: it works while a way holds Python, or waits for a device for ever.
+    faulthandler.dump_traceback_later(longest, exit=True, file=log)
+    try:
+        return _tried(trial)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+def _tried(trial: Trial) -> dict[str, Any]:
+    on_device = trial.device != "cpu"
+    try:
         verified(trial)
+        if on_device:
+            torch.cuda.empty_cache()
     except Wrong as e:
         return {"why": str(e), "over": False, "unanswered": False}
+    except (Unproven, torch.OutOfMemoryError, MemoryError) as e:
+        return {"why": _line(e), "over": on_device, "unanswered": True}
     except Exception as e:
-        memory = type(e).__name__ == "OutOfMemoryError" or isinstance(e, MemoryError)
-        return {"why": f"{type(e).__name__}: {_line(e)}", "over": trial.device != "cpu", "unanswered": memory}
+        return {"why": _line(e), "over": on_device, "unanswered": False}
     return {"why": RIGHT, "over": False, "unanswered": False}
 
 
 def _line(e: Exception) -> str:
-    return next(iter(str(e).strip().splitlines()), "")[:200]
+    return f"{type(e).__name__}: {next(iter(str(e).strip().splitlines()), '')[:200]}"
 
 
 def _orphaned(parent: int) -> None:
