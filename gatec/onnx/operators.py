@@ -112,9 +112,9 @@ def one_head(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *rest:
     """Attention on [batch, tokens, width] is attention of one head."""
     if q.dim() != 3 or k.dim() != 3 or v.dim() != 3:
         return NotImplemented
-    heads = [t.unsqueeze(1) for t in (q, k, v)]
+    q, k, v = (t.unsqueeze(1) for t in (q, k, v))
     mask = mask.unsqueeze(1) if mask is not None and mask.dim() == 3 else mask
-    return F.scaled_dot_product_attention(*heads, mask, *rest, **kw).squeeze(1)
+    return F.scaled_dot_product_attention(q, k, v, mask, *rest, **kw).squeeze(1)
 
 
 def smallest_of_many(x: Tensor, k: int, dim: int = -1, keepdim: bool = False) -> tuple[Tensor, Tensor]:
