@@ -77,13 +77,17 @@ class Part:
 
 @dataclass(eq=False, slots=True)
 class Term:
-    """One value. Terms are interned: the same computation of the same values is the same object."""
+    """One value. Terms are interned: the same computation of the same values is the same object.
+
+    A term never changes, so that an answer about it may be kept in `answers` by whoever asks.
+    """
 
     op: str
     args: tuple[Term, ...] = ()
     data: Any = None
     shape: tuple[int, ...] | None = None
     number: int = 0
+    answers: dict[object, bool] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         inside = ", ".join([*map(repr, self.args), *([repr(self.data)] if self.data is not None else [])])

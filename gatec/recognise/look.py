@@ -94,11 +94,18 @@ def parameter(term: Term) -> bool:
     return term.op == "param" and not isinstance(term.data, Buffer)
 
 
-def fixed(term: Term, most: int = 48, looked_up: bool = False) -> bool:
+def fixed(term: Term, looked_up: bool = False) -> bool:
     """Whether a value is the same for every input: made of parameters, buffers and numbers alone.
 
     `looked_up`: or of rows of a learned table, whichever an input asks for.
     """
+    known = term.answers.get(("fixed", looked_up))
+    if known is None:
+        known = term.answers["fixed", looked_up] = _fixed(term, looked_up)
+    return known
+
+
+def _fixed(term: Term, looked_up: bool, most: int = 48) -> bool:
     queue = [(term, looked_up)]
     for t, rows in queue:
         if t.op in SIZES or (rows and _looks_up(t)):
