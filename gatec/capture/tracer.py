@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -50,6 +50,7 @@ class Tracer(fx.Tracer):
         self.swaps: dict[int, Any] = {}  # what stands in a parameter's place during functional_call, by its id
         self.cut: dict[fx.Node, fx.Node] = {}  # values without their gradient, for what is computed under no_grad
         self.contents: list[Any] = []  # lists and dicts on the modules, which nothing may change for good
+        self.watched: Callable[[], AbstractContextManager[None]] = nullcontext
         self.refused: list[Refused] = []
         self.told_form = False  # Python heard the dtype or the device of something that parameters may decide
         self.casts: dict[int, fx.Node] = {}
