@@ -10,6 +10,7 @@ from gatec.vision import torchvision_loads  # noqa: E402 isort: skip
 
 torchvision_loads()  # timm and transformers import torchvision, whose C++ operators a CPU build of torch cannot load
 
+import gatec.grouping  # noqa: E402
 import gatec.scanning  # noqa: E402, F401
 from gatec import places  # noqa: E402
 from gatec.backend import backend  # noqa: E402

@@ -43,8 +43,7 @@ def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     return out
 
 
-@torch.library.custom_op("gatec::grouped_linear", mutates_args=())
-def linear_op(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+def product(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     x = x.contiguous()
     # torch's grouped product is 5 to 25 % faster than the loop on a CPU and never waits for a GPU.
     if fuses(x, weight):
@@ -55,8 +54,7 @@ def linear_op(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     return out
 
 
-@torch.library.custom_op("gatec::grouped_outer", mutates_args=())
-def outer_op(y: Tensor, x: Tensor, ends: Tensor) -> Tensor:
+def outer(y: Tensor, x: Tensor, ends: Tensor) -> Tensor:
     """y[rows].T @ x[rows] of each expert; exactly zero where an expert saw no token."""
     y, x = y.contiguous(), x.contiguous()
     if fuses(x, y):
@@ -90,6 +88,10 @@ def regular(t: Tensor) -> bool:
     matrix = (columns == 1 and rows >= t.shape[-1]) or (rows == 1 and columns >= t.shape[-2])
     sizes = [t.storage_offset(), *(s for s in t.stride() if s != 1)]
     return matrix and all(s * t.element_size() % ALIGNMENT == 0 for s in sizes)
+
+
+linear_op = torch.library.custom_op("gatec::grouped_linear", product, mutates_args=())
+outer_op = torch.library.custom_op("gatec::grouped_outer", outer, mutates_args=())
 
 
 @linear_op.register_fake

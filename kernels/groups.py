@@ -154,9 +154,12 @@ def sorted_pairs(chosen, groups):
     return order, ends, counts
 '''
 
-# Rows, columns, warps and stages of a tile of two-byte numbers. A row of float32 takes the last but one.
+# Rows, columns, warps and stages of a tile of two-byte numbers; full float32 is not for tensor cores and takes fine ones.
+TILES = {"128x128": (128, 128, 8, 3), "64x128": (64, 128, 4, 3), "64x64": (64, 64, 4, 3), "16x128": (16, 128, 4, 4)}
+FINE = ("64x64", "16x128")
+
 LAUNCH = '''
-CONFIGS = {"128x128": (128, 128, 8, 3), "64x128": (64, 128, 4, 3), "64x64": (64, 64, 4, 3), "16x128": (16, 128, 4, 4)}
+CONFIGS = TILES
 NARROW = 64
 
 
@@ -220,7 +223,7 @@ def outer(y, x, ends, order=None, fan=1, shared="", scale=None, total=False, con
             Y_SHARED="y" in shared, X_SHARED="x" in shared, **tile, **options, enable_fp_fusion=True,
         )
     return out, sums
-'''
+'''.replace("CONFIGS = TILES", f"CONFIGS = {TILES}")
 
 
 @dataclass(frozen=True)

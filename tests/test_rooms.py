@@ -22,7 +22,7 @@ ROWS = [row.split() for row in [
     "roofline reroll",
     "catalog onnx report history shrink trail",
     "making",
-    "lower scanning",
+    "lower scanning grouping",
     "pipeline",
     "backend census compaction explain fusing rerolling ejection",
     "tuning",
