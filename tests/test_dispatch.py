@@ -158,10 +158,8 @@ def test_a_worker_that_does_not_start_is_no_answer_and_not_started_for_ever():
 
 
 def test_a_worker_that_stops_in_the_middle_of_an_answer():
-    start = (
-        "import os; os.write(1, (15).to_bytes(8, 'little') + b'{\"ready\": true}' + (99).to_bytes(8, 'little') + b'{')"
-    )
-    worker = Worker(longest=1.0, start=start + "; sys.stdin.read(1)")
+    start = "import os, sys; os.write(1, (15).to_bytes(8, 'little') + b'{\"ready\": true}' + (99).to_bytes(8, 'little') + b'{')"
+    worker = Worker(longest=1.0, start=start + "; sys.stdin.buffer.read(1)")
     assert worker.ask(trial(right)) == "it ended its process (exit code 0)"
 
 
