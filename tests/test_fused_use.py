@@ -228,7 +228,9 @@ def saved(model):
     return torch.load(file, weights_only=False)
 
 
-@pytest.mark.parametrize("again", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), saved], ids=str)
+@pytest.mark.parametrize(
+    "again", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), saved], ids=["copy", "pickle", "torch.save"]
+)
 def test_copies_and_files_of_a_fused_model(pair, x, again):
     model, fused = pair
     copied = again(fused)
