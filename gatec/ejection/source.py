@@ -63,8 +63,9 @@ def line_for(name: str, value: Any) -> str:
         return f"from .functions import {value.__name__} as {name}"
     if value is guards.hold:
         return f"from .runtime import hold as {name}"
-    if CARRIED.get(getattr(value, "__name__", "")) is value:
-        return f"from .carried import {value.__name__} as {name}"
+    own = getattr(value, "__name__", "")
+    if CARRIED.get(own) is value:
+        return f"from .carried import {own} as {name}"
     if isinstance(value, types.ModuleType):
         return f"import {value.__name__}" if value.__name__ == name else f"import {value.__name__} as {name}"
     if isinstance(value, float) and not math.isfinite(value):
