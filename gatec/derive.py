@@ -30,7 +30,12 @@ RESERVED = {
     "reduced", "inside", "step", "steps", "tile", "kept", "settled", "COLUMNS", "warps",
     "h", "h0", "dh0", "t", "i", "dim", "reverse", "full", "lanes", "first", "chunk", "start", "state", "carried", "product",
     "local", "local_h", "local_r", "decays", "before", "earlier", "walked", "carries", "put", "fold", "DOWN", "CHUNK", "workspaces",
+    "tiles", "DEPTH", "program", "columns", "span", "first", "high", "depth", "slopes", "totals", "together", "packed",
+    "flat", "multiply", "projected", "library",
 }  # fmt: skip
+ENDINGS = (
+    "_grad", "_at", "_of", "_ptr", "_sum", "_t", "_along", "_tile", "_now", "_kept", "_left", "_right",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -138,11 +143,7 @@ def operand_names(fn: Callable[..., Tensor], count: int) -> list[str]:
 
 
 def taken(name: str) -> bool:
-    return (
-        name in RESERVED
-        or keyword.iskeyword(name)
-        or name.endswith(("_grad", "_at", "_of", "_ptr", "_sum", "_t", "_along"))
-    )
+    return name in RESERVED or keyword.iskeyword(name) or name.endswith(ENDINGS)
 
 
 def as_seen(
