@@ -31,7 +31,7 @@ RESERVED = {
     "h", "h0", "dh0", "t", "i", "dim", "reverse", "full", "lanes", "first", "chunk", "start", "state", "carried", "product",
     "local", "local_h", "local_r", "decays", "before", "earlier", "walked", "carries", "put", "fold", "DOWN", "CHUNK", "workspaces",
     "tiles", "DEPTH", "program", "columns", "span", "first", "high", "depth", "slopes", "totals", "together", "packed",
-    "flat", "multiply", "projected", "library",
+    "left", "halves", "flat", "multiply", "projected", "library",
 }  # fmt: skip
 ENDINGS = (
     "_grad", "_at", "_of", "_ptr", "_sum", "_t", "_along", "_tile", "_now", "_kept", "_left", "_right",

@@ -15,6 +15,8 @@ from gatec.capture.structure import flatten
 from gatec.dispatch import CHOOSER, Run, Side
 from gatec.dispatch.native import Differentiated, WithGradient
 from gatec.errors import GatecError, Refused
+from gatec.gemms import packed_weights
+from gatec.keeping import Keeping, op_keeping
 from gatec.kernel import Kernel
 from gatec.making import Made, made_for
 from gatec.onnx import register_decomposition
@@ -76,6 +78,8 @@ class Fusion:
         lowered = self.derived(regions(module, graph, graph_of or children_of(module, graph)))
         if self.here(call):
             # Every op before the first region is replaced: one may read what another computes.
+            for region, made in lowered:
+                packed_weights(module, region, made)
             placed(graph, [(region, op_for(made, region)) for region, made in lowered])
             graph.lint()
         if root is not None and not (lowered and self.here(call)):
@@ -118,6 +122,9 @@ def op_for(made: Made, region: Region) -> Any:
     if name in _OPS:
         return _OPS[name]
     eager = region.function()
+    if isinstance(made, Keeping):
+        _OPS[name] = op_keeping(name, made, eager)
+        return _OPS[name]
     operands = ", ".join(f"Tensor {n}" for n in made.operands)
     LIBRARY.define(f"{name}({operands}) -> Tensor")
     LIBRARY.define(f"{name}_backward(Tensor grad, {operands}) -> Tensor[]")

@@ -18,7 +18,8 @@ from gatec.capture.guards import hold, writes
 from gatec.equation import ACTIVATIONS
 from gatec.match import Canon
 from gatec.match.spelling import overwrites
-from gatec.match.terms import storage
+from gatec.match.terms import shape_of, storage
+from gatec.projections import alone, multiplies, opened, projects
 from gatec.recognise import Find, finds
 from gatec.rowform import LONGEST
 from gatec.tidy import inline
@@ -53,7 +54,9 @@ class Region:
 
     @property
     def anchor(self) -> str:
-        """ "row" where it looks at whole rows (a norm, a softmax, a statistic over the last dimension), else "pointwise"."""
+        """ "gemm" behind linear layers, "row" where it looks at whole rows (a norm, a softmax, a statistic), else "pointwise"."""
+        if any(map(multiplies, self.nodes)):
+            return "gemm"
         return "row" if any(map(rowwise, self.nodes)) else "pointwise"
 
     @property
@@ -63,10 +66,7 @@ class Region:
     @property
     def operands(self) -> list[str]:
         """The inputs' names, numbered among themselves and not in the whole graph: every layer's region reads alike."""
-        names = [re.sub(r"_\d+$", "", n.name) or "x" for n in self.inputs]
-        names = [f"{n}_value" if hasattr(builtins, n) or n in ("torch", "device", "inf", "nan") else n for n in names]
-        before = [names[:i].count(name) for i, name in enumerate(names)]
-        return [f"{name}_{n}" if n else name for name, n in zip(names, before, strict=True)]
+        return named(self.inputs)
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -95,6 +95,14 @@ class Region:
         return found
 
 
+def named(nodes: Iterable[fx.Node]) -> list[str]:
+    """The names of nodes, numbered among themselves."""
+    names = [re.sub(r"_\d+$", "", n.name) or "x" for n in nodes]
+    names = [f"{n}_value" if hasattr(builtins, n) or n in ("torch", "device", "inf", "nan") else n for n in names]
+    before = [names[:i].count(name) for i, name in enumerate(names)]
+    return [f"{name}_{n}" if n else name for name, n in zip(names, before, strict=True)]
+
+
 def regions(module: nn.Module, graph: fx.Graph, graph_of: Callable[[str], fx.Graph | None]) -> list[Region]:
     """The regions of one unit's graph. Modules that a region may hold are first written as functions."""
     canon = Canon(graph_of, module.get_submodule)
@@ -105,14 +113,15 @@ def regions(module: nn.Module, graph: fx.Graph, graph_of: Callable[[str], fx.Gra
     return grown((f for f in finds(canon, calls=True) if f.site == ""), graph, module)
 
 
-def grown(found: Iterable[Find], graph: fx.Graph, module: nn.Module) -> list[Region]:
-    """The region around each gate of one graph; a node belongs to one region."""
+def grown(found: Iterable[Find], graph: fx.Graph, module: nn.Module, *, opens: bool = True) -> list[Region]:
+    """The region around each gate of one graph; a node belongs to one region. `opens`: layers may become functions."""
     surroundings = Surroundings.of(graph, module)
     taken: set[fx.Node] = set()
     regions: list[Region] = []
-    for find in found:
+    for find in list(found):
         region = _grow(find, surroundings) if find.node not in taken else None
         if region is not None and not taken & set(region.nodes):
+            region = _multiplied(region, surroundings, module if opens else None, taken)
             taken.update(region.nodes)
             regions.append(region)
     return regions
@@ -258,6 +267,27 @@ def _grow(find: Find, surroundings: Surroundings) -> Region | None:
         return None
     read = dict.fromkeys(a for n in nodes for a in n.all_input_nodes if a not in inside)
     return Region(find, nodes, tuple(read))
+
+
+def _multiplied(region: Region, around: Surroundings, module: nn.Module | None, taken: set[fx.Node]) -> Region:
+    """The region with the linear layers in front of it that nobody else reads, where it is pointwise."""
+    end, inside = region.output, set(region.nodes)
+    if region.anchor != "pointwise":
+        return region
+    found = [
+        n for n in region.inputs
+        if n not in taken and inside.issuperset(n.users) and around.waits(n, end)
+        and shape_of(n) == shape_of(end) and projects(n, module) and alone(n, region.inputs)
+    ]  # fmt: skip
+    if not found:
+        return region
+    nodes = []
+    for node in sorted(found, key=around.place.__getitem__):
+        nodes.append(opened(node, module))
+        around.place[nodes[-1]] = around.place[node]
+    every = (*nodes, *region.nodes)
+    read = dict.fromkeys(a for n in every for a in n.all_input_nodes if a not in every)
+    return Region(region.find, every, tuple(read))
 
 
 def pointwise(node: fx.Node) -> bool:

@@ -13,36 +13,43 @@ from dataclasses import dataclass
 from torch import Tensor, fx
 
 from gatec.errors import GatecError
+from gatec.projections import multiplies, operands
 from gatec.regions import Region
 
 
 @dataclass(frozen=True)
 class Machine:
-    """`bandwidth` in bytes and `rate` in float32 operations outside of matrix products, both per second."""
+    """`bandwidth` in bytes, `rate` in float32 operations outside of matrix products, `matrix` in bfloat16 inside, per second."""
 
     name: str
     bandwidth: float
     rate: float
+    matrix: float = math.inf
 
 
-# H200: a copy was measured at 4.3 TB/s; the others are their makers' figures.
+# H200: a copy was measured at 4.3 TB/s and a product at 788 TFLOP/s; the others are their makers' figures.
 MACHINES = {
-    "h200": Machine("H200", 4.3e12, 67e12),
-    "h100": Machine("H100 SXM", 3.35e12, 67e12),
-    "a100": Machine("A100 80GB SXM", 2.04e12, 19.5e12),
-    "l4": Machine("L4", 0.3e12, 30e12),
-    "mi300x": Machine("MI300X", 5.3e12, 163e12),
+    "h200": Machine("H200", 4.3e12, 67e12, 788e12),
+    "h100": Machine("H100 SXM", 3.35e12, 67e12, 989e12),
+    "a100": Machine("A100 80GB SXM", 2.04e12, 19.5e12, 312e12),
+    "l4": Machine("L4", 0.3e12, 30e12, 121e12),
+    "mi300x": Machine("MI300X", 5.3e12, 163e12, 1307e12),
 }
 
 
 @dataclass(frozen=True)
 class Price:
-    """One call of a region: `before` and `after` are the bytes that its nodes, and one kernel, read and write."""
+    """One call of a region: `before` and `after` are the bytes that its nodes, and one kernel, read and write.
+
+    `products` are the operations of matrix products and `apart` the bytes that they move by themselves, as part of `before`.
+    """
 
     launches: int
     before: int
     after: int
     flops: int
+    products: int = 0
+    apart: int = 0
 
     @property
     def saved(self) -> int:
@@ -51,11 +58,14 @@ class Price:
     @property
     def intensity(self) -> float:
         """Operations per byte of the one kernel."""
-        return self.flops / self.after if self.after else 0.0
+        return (self.flops + self.products) / self.after if self.after else 0.0
 
     def seconds(self, machine: Machine, *, fused: bool = True) -> float:
         """Expected on a machine, launches not counted."""
-        return max((self.after if fused else self.before) / machine.bandwidth, self.flops / machine.rate)
+        if fused:
+            return max(self.after / machine.bandwidth, self.flops / machine.rate, self.products / machine.matrix)
+        products = max(self.apart / machine.bandwidth, self.products / machine.matrix)
+        return products + max((self.before - self.apart) / machine.bandwidth, self.flops / machine.rate)
 
     def text(self, machine: Machine) -> str:
         """A line for people: launches, bytes, intensity, and the expected time before and after."""
@@ -68,8 +78,11 @@ def price(region: Region) -> Price:
     """From the sizes in the captured call."""
     work = [n for n in region.nodes if isinstance(n.meta.get("val"), Tensor) and not _free(n)]
     before = sum(_bytes([n, *n.all_input_nodes]) for n in work)
-    flops = sum(_elements(n) for n in work)
-    return Price(len(work), before, _bytes([region.output, *region.inputs]), flops)
+    flops = sum(_elements(n) for n in work if not multiplies(n))
+    products = [n for n in work if multiplies(n)]
+    apart = sum(_bytes([n, *n.all_input_nodes]) for n in products)
+    after = _bytes([region.output, *region.inputs])
+    return Price(len(work), before, after, flops, sum(map(_multiplications, products)), apart)
 
 
 def machine(name: str) -> Machine:
@@ -95,6 +108,11 @@ def _elements(node: fx.Node) -> int:
     """What a node computes: an operation for every element that it reads or makes, whichever are more."""
     values = [v for n in (node, *node.all_input_nodes) if isinstance(v := n.meta.get("val"), Tensor)]
     return max(math.prod(map(int, v.shape)) for v in values)
+
+
+def _multiplications(node: fx.Node) -> int:
+    """Of a matrix product: a multiplication and an addition for each element of the result and of a row."""
+    return 2 * math.prod(map(int, node.meta["val"].shape)) * int(operands(node)[1].meta["val"].shape[1])
 
 
 def in_bytes(size: float) -> str:

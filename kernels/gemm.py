@@ -18,14 +18,19 @@ from gatec.kernels.spelling import spell, wide_of
 from gatec.kernels.tile import CHECKS, LAUNCH, MERGE, REDUCE, TILE
 
 GROUP = 8  # tiles of rows that programs next to each other share, so that weights stay in the second-level cache
+HALVES = """
+@triton.jit
+def halves(x):
+    return tl.split(tl.permute(tl.reshape(x, (x.shape[0], 2, x.shape[1] // 2)), (0, 2, 1)))
+"""
+
 # Rows, columns and depth of a tile, warps, stages. Which of them a plan has is decided by `configs`.
 TILES = (
-    (128, 256, 64, 8, 3),
     (128, 128, 64, 8, 3),
     (128, 64, 64, 4, 3),
     (64, 128, 64, 4, 3),
     (64, 64, 64, 4, 3),
-    (16, 64, 128, 4, 3),
+    (16, 64, 64, 4, 4),
 )
 SHARED = 232448  # bytes of shared memory that a program of sm_90 may have
 
@@ -38,9 +43,9 @@ def configs(plan: Plan) -> dict[str, Tiles]:
     for rows, columns, depth, warps, stages in TILES:
         if size == 4:  # exact float32 products are made of scalar instructions: small tiles
             rows, columns, depth, stages = min(rows, 64), min(columns, 32), 16, 2
-        held = totals * rows * columns / (32 * warps)
+        held = rows * columns // (32 * warps)  # by each thread, of one accumulator
         shared = stages * (rows + most * columns) * depth * size
-        if held <= 128 and shared <= SHARED:
+        if held <= 64 and totals * held <= 128 and shared <= SHARED and (rows > 16 or totals < 3):
             found[f"{rows}x{columns}x{depth}"] = (rows, columns, depth, warps, stages)
     return found
 
@@ -65,30 +70,48 @@ def render(name: str, origin: str, plan: Plan, forward: fx.Graph, backward: fx.G
 
 
 def jit(name: str, plan: Plan, graph: fx.Graph, wide: Wide) -> str:
-    """The kernel: accumulate, keep the projections if asked to, compute the epilogue in the wide type, write."""
-    lines, results = spell(graph)
-    kept = [f"{t}_kept" for t in plan.totals]
-    outside = [n for n in used(graph) if n.name not in plan.totals]
-    pointers = ["out", *kept, *read_beside(plan, graph)]
+    """The kernel: accumulate, then finish the left and the right half of a tile in turn, which needs fewer registers."""
+    pointers = ["out", *(f"{t}_kept" for t in plan.totals), *read_beside(plan, graph)]
+    matrices = [f"{m}_ptr" for m in (*plan.inputs, *plan.weights)]
+    strides = [f"{p}_at" for p in pointers]
     body = [
         *place(),
         *(f"{t} = tl.zeros((ROWS, COLS), tl.float32)" for t in plan.totals),
         *(line for x in plan.inputs for line in loop(x, [p for p in plan.products if p.rows == x])),
+        *(f"{t}_left, {t}_right = halves({t})" for t in plan.totals),
+        "col = left + tl.arange(0, COLS // 2)[None, :]",
+    ]
+    for side, col in (("left", "col"), ("right", "col + COLS // 2")):
+        parts = [f"{t}_{side}" for t in plan.totals]
+        body.append(f"{name}_finish({', '.join([*pointers, *strides, *parts, 'row', col, 'rows', 'shape'])})")
+    signature = [pointers, matrices, strides, [f"{m}_at" for m in matrices], ["rows", "shape"]]
+    given = [pointers, strides, [*plan.totals, "row", "col", "rows", "shape"]]
+    return "\n\n\n".join([
+        HALVES.strip("\n"),
+        function("@triton.jit", f"{name}_finish", given, finish(plan, graph, wide)),
+        function('@triton.jit(do_not_specialize=["rows"])', name,
+                 [*signature, *([f"{size}: tl.constexpr"] for size in ("ROWS", "COLS", "DEPTH"))], body),
+    ])  # fmt: skip
+
+
+def function(head: str, name: str, parameters: Sequence[Sequence[str]], body: Sequence[str]) -> str:
+    signature = "".join(f"    {', '.join(p)},\n" for p in parameters)
+    return f"{head}\ndef {name}(\n{signature}):\n" + "\n".join(f"    {line}" for line in body)
+
+
+def finish(plan: Plan, graph: fx.Graph, wide: Wide) -> list[str]:
+    """Behind the products: biases, the projections kept if asked to, the epilogue in the wide type, the result."""
+    lines, results = spell(graph)
+    kept = [f"write({t}_kept, {t}, row, col, rows, shape, {t}_kept_at)" for t in plan.totals]
+    return [
         *(f"{p.total} += read({p.bias}, row, col, rows, shape, {p.bias}_at).to(tl.float32)"
           for p in plan.products if p.bias),
-        *keep(plan.totals, kept),
-        *(load(node, wide) for node in outside),
+        f"if {plan.totals[0]}_kept is not None:",
+        *(f"    {line}" for line in kept),
+        *(load(node, wide) for node in used(graph) if node.name not in plan.totals),
         *lines,
+        *(line for result in results for line in store("out", str(result), wide, optional=False)),
     ]  # fmt: skip
-    for result in results:
-        body += store("out", str(result), wide, optional=False)
-    matrices = [f"{m}_ptr" for m in (*plan.inputs, *plan.weights)]
-    strides = [f"{p}_at" for p in (*pointers, *matrices)]
-    signature = "".join(f"    {', '.join(p)},\n" for p in (pointers, matrices, strides, ["rows", "shape"]))
-    tiles = "".join(f"    {size}: tl.constexpr,\n" for size in ("ROWS", "COLS", "DEPTH"))
-    return f'@triton.jit(do_not_specialize=["rows"])\ndef {name}(\n{signature}{tiles}):\n' + "\n".join(
-        f"    {line}" for line in body
-    )
 
 
 def read_beside(plan: Plan, graph: fx.Graph) -> list[str]:
@@ -105,7 +128,8 @@ def place() -> list[str]:
         f"first = program // span * {GROUP}",
         f"high = tl.minimum(tl.cdiv(rows, ROWS) - first, {GROUP})",
         "row = (first + program % span % high) * ROWS + tl.arange(0, ROWS)[:, None]",
-        "col = program % span // high * COLS + tl.arange(0, COLS)[None, :]",
+        "left = program % span // high * COLS",
+        "across = tl.arange(0, COLS)[None, :]",
         "depth = tl.arange(0, DEPTH)",
     ]
 
@@ -115,7 +139,10 @@ def loop(x: str, of: Sequence[Product]) -> list[str]:
     at, size = f"{x}_ptr_at", f"{x}_ptr_at[2]"
     weights = [p.weight for p in of]
     ahead = [f"{x}_tile = {x}_ptr + row % rows * {at}[0] + depth[None, :] * {at}[1]"]
-    ahead += [f"{w}_tile = {w}_ptr + col % columns * {w}_ptr_at[0] + depth[:, None] * {w}_ptr_at[1]" for w in weights]
+    ahead += [
+        f"{w}_tile = {w}_ptr + (left + across) % columns * {w}_ptr_at[0] + depth[:, None] * {w}_ptr_at[1]"
+        for w in weights
+    ]
     inner = [f"{x}_now = tl.load({x}_tile, mask=depth[None, :] < {size} - step, other=0.0)"]
     for p in of:
         inner += [
@@ -124,8 +151,3 @@ def loop(x: str, of: Sequence[Product]) -> list[str]:
         ]
     inner += [f"{x}_tile += DEPTH * {at}[1]", *(f"{w}_tile += DEPTH * {w}_ptr_at[1]" for w in weights)]
     return [*ahead, f"for step in range(0, {size}, DEPTH):", *(f"    {line}" for line in inner)]
-
-
-def keep(totals: Sequence[str], kept: Sequence[str]) -> list[str]:
-    writes = [f"write({k}, {t}, row, col, rows, shape, {k}_at)" for t, k in zip(totals, kept, strict=True)]
-    return [f"if {kept[0]} is not None:", *(f"    {line}" for line in writes)]

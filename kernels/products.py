@@ -235,7 +235,9 @@ def _backward(plan: Plan, common: Mapping[str, str], graph: fx.Graph) -> str:
     number = {x: i for i, x in enumerate(plan.operands)}
     beside = {x: g for x, g in found.items() if g and x not in plan.totals}
     multiplied = sorted(number[x] for x in {*plan.inputs, *plan.weights, *plan.biases})
-    rooms = [f"    {g} = room_for_gradient({x}, grad.shape) if needs[{number[x]}] else None\n" for x, g in beside.items()]
+    rooms = [
+        f"    {g} = room_for_gradient({x}, grad.shape) if needs[{number[x]}] else None\n" for x, g in beside.items()
+    ]
     made = {x: _settled(plan, x, beside) for x in plan.operands if x not in plan.outside or x in beside}
     return BACKWARD.format(
         **common,

@@ -83,7 +83,7 @@ def fused(gm: fx.GraphModule, everywhere: bool, leave: str = "") -> Compiled:
     hidden = {n for graph in reading.graphs.values() for n in _transformed(graph)}
     for path, graph in reading.graphs.items():
         inside = [g for g in gates if g.node.graph is graph]
-        grouped = grown(inside, graph, reading.modules[path])
+        grouped = grown(inside, graph, reading.modules[path], opens=False)
         covered = {n for region in grouped for n in region.nodes}
         edits += [Edit("fuse", g.site, "left", NOTHING) for g in inside if g.node not in covered]
         for region in grouped:

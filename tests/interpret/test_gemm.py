@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-from gemms import Gated, case, gates
-from law import check, eager, error, poisoned
+from gemms import Gated, gates
+from law import check, poisoned
 
-from gatec.kernel import Kernel
 from gatec.kernels.lint import complaints
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
