@@ -30,7 +30,7 @@ RESERVED = {
     "reduced", "inside", "step", "steps", "tile", "kept", "settled", "COLUMNS", "warps",
     "h", "h0", "dh0", "t", "i", "dim", "reverse", "full", "lanes", "first", "chunk", "start", "state", "carried", "product",
     "local", "local_h", "local_r", "decays", "before", "earlier", "walked", "carries", "put", "fold", "DOWN", "CHUNK", "workspaces",
-    "tiles", "DEPTH", "program", "columns", "span", "first", "high", "depth", "slopes", "totals", "together", "packed",
+    "tiles", "DEPTH", "program", "columns", "span", "high", "depth", "slopes", "totals", "together", "packed",
     "left", "halves", "flat", "multiply", "projected", "library",
 }  # fmt: skip
 ENDINGS = (

@@ -42,7 +42,7 @@ def made(region: Region) -> Keeping:
     eager = Eager(plan, after.function(), after.names, pull_of(after.function(), derived))
     return Keeping(
         kernel, plan.operands, eager.pull, _ways(kernel, plan, "forward", "library"),
-        {"kernel": partial(_backward, kernel)}, eager.keep, _ways(kernel, plan, "forward_keeping", "library_keeping"),
+        {"kernel": partial(_backward, kernel)}, eager.room, eager.keep, _ways(kernel, plan, "forward_keeping", "library_keeping"),
     )  # fmt: skip
 
 
@@ -53,10 +53,11 @@ def split(region: Region) -> tuple[list[tuple[fx.Node, fx.Node]], Region]:
     """Each product with the total that it is added to, and the region that is left behind them."""
     totals: dict[fx.Node, list[fx.Node]] = {}
     for node in region.nodes:
+        both: Any = node.args
         if multiplies(node):
             totals[node] = [node]
-        elif _adds(node) and node is not region.output and all(a in totals and len(a.users) == 1 for a in node.args):
-            totals[node] = [p for a in node.args for p in totals.pop(a)]  # type: ignore[arg-type]
+        elif _adds(node) and node is not region.output and all(a in totals and len(a.users) == 1 for a in both):
+            totals[node] = [p for a in both for p in totals.pop(a)]
     inner = {p for ps in totals.values() for p in ps} | set(totals)
     nodes = tuple(n for n in region.nodes if n not in inner)
     beside = dict.fromkeys(a for n in nodes for a in n.all_input_nodes if a in region.inputs)
@@ -97,10 +98,14 @@ class Eager:
     names: Sequence[str]
     pulls: Run
 
-    def keep(self, *xs: Tensor) -> tuple[Tensor, Tensor]:
-        known, totals = dict(zip(self.plan.operands, xs, strict=True)), self.plan.totals
+    def room(self, *xs: Tensor) -> Tensor:
+        """Memory for the projections."""
+        known = dict(zip(self.plan.operands, xs, strict=True))
         rows, columns = known[self.plan.inputs[0]], known[self.plan.weights[0]].shape[0]
-        kept = rows.new_empty((*rows.shape[:-1], len(totals) * columns))
+        return rows.new_empty((*rows.shape[:-1], len(self.plan.totals) * columns))
+
+    def keep(self, *xs: Tensor) -> tuple[Tensor, Tensor]:
+        known, totals, kept = dict(zip(self.plan.operands, xs, strict=True)), self.plan.totals, self.room(*xs)
         known.update(zip(totals, kept.chunk(len(totals), -1), strict=True))
         seen: set[str] = set()
         for p in self.plan.products:

@@ -20,11 +20,12 @@ LIBRARY = torch.library.Library("gatec", "FRAGMENT")
 
 @dataclass(frozen=True)
 class Keeping(Made):
-    """`keep(*operands)` gives the result and what backward needs, as does each way of `keeping`.
+    """`keep(*operands)` gives the result and what backward needs, as does each way of `keeping`; `room` the memory for that.
 
     `pull(grad, kept, *operands, needs=...)` gives the gradients that are needed, in order.
     """
 
+    room: Run
     keep: Run
     keeping: Mapping[str, Run]
 
@@ -42,11 +43,12 @@ def op_keeping(name: str, made: Keeping, eager: Callable[..., Tensor]) -> Any:
     LIBRARY.impl(f"{name}_backward", _chosen(name, made), "CUDA")
     op, keep, back = (getattr(torch.ops.gatec, f"{name}{s}").default for s in ("", "_keeping", "_backward"))
     torch.library.register_fake(op, _dense(eager))
-    torch.library.register_fake(keep, _dense(made.keep))
+    torch.library.register_fake(keep, lambda *xs: (eager(*xs).contiguous(), made.room(*xs)))
     torch.library.register_fake(back, _blank)
     LIBRARY.impl(name, _differentiable(op, keep, back, eager), "Autograd")
     for batched in ("FuncTorchBatched", "Batched"):
         LIBRARY.impl(name, eager, batched)
+        LIBRARY.impl(f"{name}_backward", lambda *xs: made.pull(*xs[:-1], needs=xs[-1]), batched)
     register_decomposition(op, eager)
     register_decomposition(keep, made.keep)
     return op
@@ -128,7 +130,7 @@ def _wanted(rest: Sequence[Any]) -> list[Tensor]:
 
 def _laid(grads: Sequence[Tensor], rest: Sequence[Any]) -> list[Tensor]:
     """Each gradient in the layout of its operand."""
-    return [torch.empty_like(x).copy_(g) if g.stride() != torch.empty_like(x, device="meta").stride() else g
+    return [g if g.stride() == torch.empty_like(x, device="meta").stride() else torch.empty_like(x).copy_(g)
             for g, x in zip(grads, _wanted(rest), strict=True)]  # fmt: skip
 
 

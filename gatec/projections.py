@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from gatec.capture.guards import SELF, hold
+from gatec.capture.guards import SELF, Changed, hold
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -90,5 +90,7 @@ def opened(node: fx.Node, module: nn.Module | None) -> fx.Node:
 
 
 def plain_at(module: nn.Module, path: str) -> bool:
-    """Whether the layer at `path` is plain."""
-    return plain(module.get_submodule(path))
+    """Whether the layer at `path` is plain; if not, the graph does not hold."""
+    if not plain(module.get_submodule(path)):
+        raise Changed(path)
+    return True

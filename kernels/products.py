@@ -71,6 +71,8 @@ def launch_products(kernel, tiles, outs, ins, xs, weights):
     shape = outs[0].shape
     known = ((x.shape, x.stride()) if x is not None and x.dim() else None for x in (*outs, *ins))
     rows, sizes, strides = merged(shape, 1, *known)
+    # A result is a whole tile, also where there is only one row or one column.
+    strides = [tuple(n or 1 for n in at) if i < len(outs) else at for i, at in enumerate(strides)]
     xs = [x.reshape(rows, x.shape[-1]) for x in xs]
     grid = (triton.cdiv(rows, ROWS) * triton.cdiv(shape[-1], COLS),)
     with torch.cuda.device_of(outs[0]):
@@ -106,7 +108,7 @@ def side_by_side(weights):
     """Weights that lie one behind the other in memory as one, without a copy; None where they do not."""
     first, at = weights[0], weights[0].storage_offset()
     for w in weights:
-        same = w.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        same = w.untyped_storage()._cdata == first.untyped_storage()._cdata
         if not same or w.storage_offset() != at or not w.is_contiguous() or w.shape[1] != first.shape[1]:
             return None
         at += w.numel()

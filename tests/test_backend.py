@@ -392,7 +392,8 @@ def test_a_region_without_a_kernel_is_left_with_the_reason(monkeypatch):
     def fails(*args):
         raise gatec.GatecError("a function that it knows", found="sinc")
 
-    monkeypatch.setattr("gatec.kernels.pointwise.render", fails)
+    for kind in ("pointwise", "gemm"):
+        monkeypatch.setattr(f"gatec.kernels.{kind}.render", fails)
     monkeypatch.setattr("gatec.making._MADE", {})
     model = stack(1)
     same_training(model, compile_(model, **BOTH), torch.randn(3, 8))

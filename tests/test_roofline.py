@@ -24,11 +24,17 @@ X = torch.randn(10, 16)
 HIDDEN = 10 * 64 * 4  # bytes of one hidden tensor
 
 
-def test_a_swiglu_reads_two_and_writes_one_where_eager_moves_five():
+LAYER = (16 * 64 + 64) * 4  # bytes of a weight and a bias
+
+
+def test_a_swiglu_reads_rows_and_weights_and_writes_one_where_eager_moves_seven():
     (saving,) = gatec.scan(MLP(), X).savings
-    p = saving.price
-    assert (p.launches, p.before, p.after, p.flops) == (2, 5 * HIDDEN, 3 * HIDDEN, 2 * 640)
-    assert p.saved == 2 * HIDDEN and p.intensity == pytest.approx(2 * 640 / (3 * HIDDEN))
+    p, rows = saving.price, 10 * 16 * 4
+    apart = 2 * (rows + LAYER + HIDDEN)
+    assert (p.launches, p.before, p.after, p.flops) == (4, apart + 5 * HIDDEN, rows + 2 * LAYER + HIDDEN, 2 * 640)
+    assert (p.products, p.apart) == (2 * 2 * 640 * 16, apart)
+    assert p.saved == rows + 6 * HIDDEN and p.intensity == pytest.approx((2 * 640 + p.products) / p.after)
+    assert p.seconds(Machine("slow products", 1e9, 1e9, 100), fused=False) == pytest.approx(p.products / 100, rel=1e-3)
 
 
 def test_time_is_bound_by_memory_or_by_arithmetic():
@@ -46,11 +52,11 @@ def test_half_precision_halves_the_bytes():
 def test_census_and_report_print_it():
     census = gatec.scan(nn.Sequential(MLP(), MLP()), X)
     data = json.loads(census.json())
-    assert data["totals"]["bytes_saved"] == 4 * HIDDEN and data["totals"]["regions"] == 2
-    assert data["regions"][0]["bytes_fused"] == 3 * HIDDEN and data["regions"][0]["anchor"] == "pointwise"
-    assert "2 -> 1" in str(census) and "12.8 kB" in str(census)
+    assert data["totals"]["bytes_saved"] == 2 * (640 + 6 * HIDDEN) and data["totals"]["regions"] == 2
+    assert data["regions"][0]["bytes_fused"] == 640 + 2 * LAYER + HIDDEN and data["regions"][0]["anchor"] == "gemm"
+    assert "4 -> 1" in str(census) and "27.9 kB" in str(census)
     report = gatec.report(gatec.fuse(MLP(), X))
-    assert "model.glu_silu: 2 launches -> 1, 12.8 kB -> 7.68 kB, 0.17 flop/B" in str(report)
+    assert "model.glu_silu: 4 launches -> 1, 27.9 kB -> 11.9 kB, 3.55 flop/B" in str(report)
     assert report.priced("a100")[0].endswith("on A100 80GB SXM")
 
 

@@ -18,6 +18,10 @@ class Miss(Exception):
     """A decision that a graph was captured under does not hold for this call."""
 
 
+class Changed(Miss):
+    """A layer that was only fused is no longer what it was: its module runs as it did before."""
+
+
 def hold(found: Any, wanted: Any, where: str) -> None:
     """Stop a graph whose Python decision at `where` (file:line) does not hold for the values at hand."""
     if found is not wanted and found != wanted:

@@ -16,7 +16,7 @@ from torch.amp import autocast_mode
 from torch.nn.utils import parametrize
 
 from gatec.capture.changing import changing
-from gatec.capture.guards import SELF, Miss, bare, called, element, hold, writes
+from gatec.capture.guards import SELF, Changed, Miss, bare, called, element, hold, writes
 from gatec.capture.outside import variable
 from gatec.capture.patches import answers
 from gatec.capture.record import Call
@@ -253,7 +253,9 @@ def inside(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
     for captured in unit.graphs.get(key, ()):
         try:
             result = captured.run(self, *flat.leaves)
-        except Miss:
+        except Miss as e:
+            if isinstance(e, Changed) and unit.only_fused:
+                return _fall_back(self, unit, args, kwargs)
             continue
         except (RuntimeError, ValueError, TypeError, IndexError) as e:
             return _caught(self, unit, args, kwargs, captured, e)
