@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from gatec.autograd import through
-from gatec.dispatch import Run, choice
+from gatec.dispatch import CHOOSER, Run, Side
 from gatec.making import Made
 from gatec.onnx import register_decomposition
 
@@ -38,7 +40,9 @@ def op_keeping(name: str, made: Keeping, eager: Callable[..., Tensor]) -> Any:
     LIBRARY.define(f"{name}_backward(Tensor grad, Tensor kept, {operands}, bool[] needs) -> Tensor[]")
     for suffix, body, ways in (("", eager, made.forward), ("_keeping", made.keep, made.keeping)):
         LIBRARY.impl(f"{name}{suffix}", _dense(body), "CompositeExplicitAutograd")
-        LIBRARY.impl(f"{name}{suffix}", _dense(_dispatched(name, suffix or "forward", body, ways)), "CUDA")
+        LIBRARY.impl(
+            f"{name}{suffix}", _dense(_dispatched(Side(name, suffix[1:] or "forward", ways, body, body))), "CUDA"
+        )
     LIBRARY.impl(f"{name}_backward", _pulled(made.pull), "CompositeExplicitAutograd")
     LIBRARY.impl(f"{name}_backward", _chosen(name, made), "CUDA")
     op, keep, back = (getattr(torch.ops.gatec, f"{name}{s}").default for s in ("", "_keeping", "_backward"))
@@ -95,26 +99,22 @@ def _dense(body: Run) -> Run:
     return run
 
 
-def _dispatched(region: str, side: str, eager: Run, ways: Mapping[str, Run]) -> Run:
-    def run(*tensors: Tensor) -> Any:
-        return choice(region, side, ways, eager, eager, tensors)(*tensors)
-
-    return run
+def _dispatched(side: Side) -> Run:
+    return lambda *tensors: (CHOOSER.way(side, tensors) or side.eager)(*tensors)
 
 
 def _chosen(region: str, made: Keeping) -> Run:
     """Backward by what was chosen for these operands and these needs."""
 
+    @functools.cache
+    def side(needs: tuple[bool, ...]) -> Side:
+        ways = {name: partial(way, needs=needs) for name, way in made.backward.items()}
+        eager = partial(made.pull, needs=needs)
+        return Side(region, "backward" + "".join(str(int(n)) for n in needs), ways, eager, eager)
+
     def run(grad: Tensor, kept: Tensor, *rest: Any) -> list[Tensor]:
-        tensors, needs = (grad, kept, *rest[:-1]), rest[-1]
-
-        def bound(way: Run) -> Run:
-            return lambda *xs: way(*xs, needs=needs)
-
-        ways = {name: bound(way) for name, way in made.backward.items()}
-        side = "backward" + "".join(str(int(n)) for n in needs)
-        eager = bound(made.pull)
-        return _laid(choice(region, side, ways, eager, eager, tensors)(*tensors), rest)
+        tensors, chosen = (grad, kept, *rest[:-1]), side(tuple(rest[-1]))
+        return _laid((CHOOSER.way(chosen, tensors) or chosen.eager)(*tensors), rest)
 
     return run
 
