@@ -55,7 +55,7 @@ def _ordinary(values: Sequence[Any]) -> bool:
     rows, weight = values[:2]
     if any(map(is_traceable_wrapper_subclass, values)) or rows.dim() < 2 or weight.dim() != 2:
         return False
-    return rows.dtype in DTYPES and all(v.dtype is rows.dtype for v in values)
+    return rows.dtype in DTYPES and {v.dtype for v in values} == {rows.dtype}
 
 
 def alone(node: fx.Node, inputs: Collection[fx.Node]) -> bool:

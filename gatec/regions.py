@@ -103,14 +103,16 @@ def named(nodes: Iterable[fx.Node]) -> list[str]:
     return [f"{name}_{n}" if n else name for name, n in zip(names, before, strict=True)]
 
 
-def regions(module: nn.Module, graph: fx.Graph, graph_of: Callable[[str], fx.Graph | None]) -> list[Region]:
+def regions(
+    module: nn.Module, graph: fx.Graph, graph_of: Callable[[str], fx.Graph | None], *, opens: bool = True
+) -> list[Region]:
     """The regions of one unit's graph. Modules that a region may hold are first written as functions."""
     canon = Canon(graph_of, module.get_submodule)
     canon.run("", graph)
     if _spelled(module, graph, canon):
         canon = Canon(graph_of, module.get_submodule)
         canon.run("", graph)
-    return grown((f for f in finds(canon, calls=True) if f.site == ""), graph, module)
+    return grown((f for f in finds(canon, calls=True) if f.site == ""), graph, module, opens=opens)
 
 
 def grown(found: Iterable[Find], graph: fx.Graph, module: nn.Module, *, opens: bool = True) -> list[Region]:

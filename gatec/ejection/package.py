@@ -143,7 +143,8 @@ def _forward(program: Program, path: str, package: Package) -> str:
     graph = copied(captured)
     examples(module, graph)
     fusion = Fusion()
-    lowered = fusion.derived(regions(module, graph, lambda p: program.graph_of(join(path, p))))
+    found = regions(module, graph, lambda p: program.graph_of(join(path, p)), opens=False)
+    lowered = fusion.derived(found)
     if not lowered:
         raise Refused(next(iter(fusion.left.values()), "no two pointwise nodes to fuse around its gate"))
     guards = _held(program, path, module, graph)
