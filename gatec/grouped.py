@@ -36,7 +36,8 @@ def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
         kept: Tensor = handle_torch_function(grouped_linear, (x, weight, ends), x, weight, ends)
         return kept
     device = x.device.type
-    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+    known = torch.amp.is_autocast_available(device)
+    if known and torch.is_autocast_enabled(device) and x.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device)
         x, weight = x.to(dtype), weight.to(dtype)
     out: Tensor = linear_op(x, weight, ends)

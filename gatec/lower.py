@@ -19,6 +19,7 @@ from gatec.gemms import packed_weights
 from gatec.keeping import Keeping, op_keeping
 from gatec.kernel import Kernel
 from gatec.making import Made, made_for
+from gatec.mixtures import with_mixtures
 from gatec.onnx import register_decomposition
 from gatec.regions import Region, regions
 from gatec.rewrite import children_of
@@ -75,7 +76,8 @@ class Fusion:
     ) -> None:  # fmt: skip
         """Rewrite `graph`; a first time (`root` is given) that there is nothing to do is a refusal."""
         examples(module, graph)
-        lowered = self.derived(regions(module, graph, graph_of or children_of(module, graph)))
+        found = regions(module, graph, graph_of or children_of(module, graph))
+        lowered = self.derived(with_mixtures(found, graph, module))
         if self.here(call):
             # Every op before the first region is replaced: one may read what another computes.
             for region, made in lowered:

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from gatec.capture.guards import hold, writes
 from gatec.equation import ACTIVATIONS
+from gatec.grouped import grouped_linear
 from gatec.match import Canon
 from gatec.match.spelling import overwrites
 from gatec.match.terms import shape_of, storage
@@ -236,6 +237,7 @@ def _computes(target: Any) -> bool:
     if isinstance(target, torch._ops.OpOverloadPacket):
         return not any(getattr(target, name)._schema.is_mutable for name in target.overloads())
     own = str(getattr(target, "__module__", None) or "").split(".")[0] in ("torch", "_operator", "math", "builtins", "")
+    own = own or target is grouped_linear
     return isinstance(target, torch._ops.OpOverload) or (own and not isinstance(target, torch._ops.HigherOrderOperator))
 
 

@@ -60,10 +60,10 @@ def route(logits, experts: int, top_k: int):
     """Token-expert pairs sorted by expert: (expert of each row, number of its pair, end row of each expert, weight 1)."""
     scores, chosen = torch.topk(torch.softmax(logits, -1), top_k, -1)
     expert, order = torch.sort(chosen.flatten(), stable=True)
-    score = scores.flatten()[order].unsqueeze(-1)
+    weight = 1 + (scores - scores.detach())
     numbers = expert.new_ones(experts).cumsum(0) - 1
     ends = (expert.unsqueeze(-1) <= numbers).sum(0)
-    return expert, order, ends, 1 + (score - score.detach())
+    return expert, order, ends, weight.flatten()[order].unsqueeze(-1)
 
 
 def expert_linear(layer, rows, expert, ends, experts: int):

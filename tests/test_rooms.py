@@ -23,7 +23,7 @@ ROWS = [row.split() for row in [
     "catalog onnx report history shrink trail",
     "making",
     "keeping",
-    "gemms",
+    "gemms mixtures",
     "lower scanning grouping",
     "pipeline",
     "backend census compaction explain fusing rerolling ejection",

@@ -4,7 +4,10 @@ import pickle
 
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional as F
 
+import gatec
 from gatec.dispatch.forms import Form
 from gatec.dispatch.verify import Trial, verified
 from gatec.grouping import chosen, side
@@ -41,3 +44,29 @@ def test_cuda_goes_through_the_choice(name: str) -> None:
     x, ends = torch.randn(40, 24, dtype=torch.float64), torch.tensor([11, 11, 40])
     # Types that no kernel takes run as they are.
     assert torch.equal(chosen(name, x, other, ends), side(name, x.dtype).eager(x, other, ends))
+
+
+class Gated(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.up = nn.Linear(24, 32, bias=False), nn.Linear(24, 32, bias=False)
+        self.down = nn.Linear(32, 24, bias=False)
+
+    def forward(self, x):
+        return self.down(F.silu(self.gate(x)) * self.up(x))
+
+
+def test_the_kernel_of_a_converted_model_computes_its_mixture() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(13, 24)
+    model = gatec.convert(Gated(), "moe(experts=4,top_k=2)", inputs=(x,))
+    (kernel,) = gatec.kernels_of(gatec.fuse(model, (x,), everywhere=True)).values()
+    scale, chosen = torch.softmax(model.router(x), -1).topk(2)
+    firsts = [w.weight.unflatten(0, (4, -1)) for w in (model.gate, model.up)]
+    down = model.down.weight.unflatten(1, (4, -1)).permute(1, 0, 2)
+    operands = [t.detach() for t in (x, chosen, torch.ones_like(scale), *firsts, down)]
+    torch.testing.assert_close(kernel.forward(*operands), model(x))
+    kernel.load()
+    grad = torch.randn(13, 24)
+    (gate,) = torch.autograd.grad(model(x), model.gate.weight, grad)
+    torch.testing.assert_close(kernel.backward(grad, *operands)[3].flatten(0, 1), gate)
