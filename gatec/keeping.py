@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -14,10 +12,12 @@ from torch.autograd import forward_ad
 
 from gatec.autograd import through
 from gatec.dispatch import CHOOSER, Run, Side
+from gatec.dispatch.native import Differentiated, WithGradient
 from gatec.making import Made
 from gatec.onnx import register_decomposition
 
 LIBRARY = torch.library.Library("gatec", "FRAGMENT")
+DEVICE = "CUDA"  # the dispatch key under which ways are chosen
 
 
 @dataclass(frozen=True)
@@ -32,24 +32,52 @@ class Keeping(Made):
     keeping: Mapping[str, Run]
 
 
+@dataclass(frozen=True)
+class FromOperands:
+    """A backward of `(grad, *operands)`: what forward keeps is made first, which is not part of what is timed."""
+
+    keep: Run
+    way: Run
+
+    def __call__(self, grad: Tensor, *operands: Tensor) -> list[Tensor]:
+        found: list[Tensor] = self.prepared(grad, *operands)()
+        return found
+
+    def prepared(self, grad: Tensor, *operands: Tensor) -> Callable[[], Any]:
+        own = [x.detach() for x in operands]
+        kept, needs = self.keep(*own)[1], [x.is_floating_point() for x in own]
+        return lambda: list(self.way(grad, kept, *own, needs=needs))
+
+
+def sides(name: str, made: Keeping, eager: Run) -> tuple[Side, Side, Side]:
+    """What is chosen among: without gradients, with them, and backward against autograd's own through the nodes."""
+    backward = {n: FromOperands(made.keep, way) for n, way in made.backward.items()}
+    return (
+        Side(name, "forward", made.forward, eager, eager),
+        Side(name, "keeping", made.keeping, made.keep, made.keep),
+        Side(
+            name, "backward", backward, Differentiated(eager), FromOperands(made.keep, made.pull), WithGradient(eager)
+        ),
+    )
+
+
 def op_keeping(name: str, made: Keeping, eager: Callable[..., Tensor]) -> Any:
     """torch.ops.gatec.NAME: as it is without gradients; with them, the op beside it that keeps, and their backward."""
     operands = ", ".join(f"Tensor {n}" for n in made.operands)
     LIBRARY.define(f"{name}({operands}) -> Tensor")
     LIBRARY.define(f"{name}_keeping({operands}) -> (Tensor, Tensor)")
     LIBRARY.define(f"{name}_backward(Tensor grad, Tensor kept, {operands}, bool[] needs) -> Tensor[]")
-    for suffix, body, ways in (("", eager, made.forward), ("_keeping", made.keep, made.keeping)):
-        LIBRARY.impl(f"{name}{suffix}", _dense(body), "CompositeExplicitAutograd")
-        LIBRARY.impl(
-            f"{name}{suffix}", _dense(_dispatched(Side(name, suffix[1:] or "forward", ways, body, body))), "CUDA"
-        )
+    forward, keeping, backward = sides(name, made, eager)
+    for suffix, side in (("", forward), ("_keeping", keeping)):
+        LIBRARY.impl(f"{name}{suffix}", _dense(side.eager), "CompositeExplicitAutograd")
+        LIBRARY.impl(f"{name}{suffix}", _dense(_dispatched(side)), DEVICE)
     LIBRARY.impl(f"{name}_backward", _pulled(made.pull), "CompositeExplicitAutograd")
-    LIBRARY.impl(f"{name}_backward", _chosen(name, made), "CUDA")
+    LIBRARY.impl(f"{name}_backward", _chosen(backward, made.pull), DEVICE)
     op, keep, back = (getattr(torch.ops.gatec, f"{name}{s}").default for s in ("", "_keeping", "_backward"))
     torch.library.register_fake(op, _dense(eager))
     torch.library.register_fake(keep, lambda *xs: (eager(*xs).contiguous(), made.room(*xs)))
     torch.library.register_fake(back, _blank)
-    LIBRARY.impl(name, _differentiable(op, keep, back, eager), "Autograd")
+    LIBRARY.impl(name, _differentiable(op, keep, back, backward, eager), "Autograd")
     for batched in ("FuncTorchBatched", "Batched"):
         LIBRARY.impl(name, eager, batched)
         LIBRARY.impl(f"{name}_backward", lambda *xs: made.pull(*xs[:-1], needs=xs[-1]), batched)
@@ -58,8 +86,11 @@ def op_keeping(name: str, made: Keeping, eager: Callable[..., Tensor]) -> Any:
     return op
 
 
-def _differentiable(op: Any, keep: Any, back: Any, eager: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """What the op does under autograd; whatever cannot be differentiated by its own backward sees the eager form."""
+def _differentiable(op: Any, keep: Any, back: Any, side: Side, eager: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """What the op does under autograd; whatever cannot be differentiated by its own backward sees the eager form.
+
+    So does a model that trains where autograd's own backward is faster, or nothing else is known.
+    """
 
     class Gradient(torch.autograd.Function):
         @staticmethod
@@ -81,12 +112,18 @@ def _differentiable(op: Any, keep: Any, back: Any, eager: Callable[..., Tensor])
     def run(*tensors: Tensor) -> Any:
         if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
             return eager(*tensors)
-        if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
-            return Gradient.apply(*tensors)  # type: ignore[no-untyped-call]
-        with torch._C._AutoDispatchBelowAutograd():
-            return op(*tensors)
+        if not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors)):
+            with torch._C._AutoDispatchBelowAutograd():
+                return op(*tensors)
+        return eager(*tensors) if _slower(side, tensors) else Gradient.apply(*tensors)  # type: ignore[no-untyped-call]
 
     return run
+
+
+def _slower(side: Side, tensors: Sequence[Tensor]) -> bool:
+    """Whether no way of the backward is known to be faster; a compiler that looks on gets the op."""
+    traced = torch.compiler.is_compiling() or any(type(t) not in (Tensor, torch.nn.Parameter) for t in tensors)
+    return not traced and tensors[0].device.type == DEVICE.lower() and CHOOSER.way(side, tensors) is None
 
 
 def _dense(body: Run) -> Run:
@@ -103,18 +140,11 @@ def _dispatched(side: Side) -> Run:
     return lambda *tensors: (CHOOSER.way(side, tensors) or side.eager)(*tensors)
 
 
-def _chosen(region: str, made: Keeping) -> Run:
-    """Backward by what was chosen for these operands and these needs."""
-
-    @functools.cache
-    def side(needs: tuple[bool, ...]) -> Side:
-        ways = {name: partial(way, needs=needs) for name, way in made.backward.items()}
-        eager = partial(made.pull, needs=needs)
-        return Side(region, "backward" + "".join(str(int(n)) for n in needs), ways, eager, eager)
-
+def _chosen(side: Side, pull: Run) -> Run:
     def run(grad: Tensor, kept: Tensor, *rest: Any) -> list[Tensor]:
-        tensors, chosen = (grad, kept, *rest[:-1]), side(tuple(rest[-1]))
-        return _laid((CHOOSER.way(chosen, tensors) or chosen.eager)(*tensors), rest)
+        found: Any = CHOOSER.way(side, rest[:-1])
+        way = pull if found is None else found.way
+        return _laid(way(grad, kept, *rest[:-1], needs=rest[-1]), rest)
 
     return run
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from gatec import keeping
 from gatec.autograd import by, differentiable, through
 from gatec.capture import Call
 from gatec.capture.structure import flatten
@@ -176,9 +177,11 @@ def _strided(value: Tensor, like: Tensor) -> Tensor:
 # -- the choice -------------------------------------------------------------------------------------------------------
 
 
-def sides(made: Made, eager: Run) -> tuple[Side, Side]:
+def sides(made: Made, eager: Run) -> tuple[Side, ...]:
     """What is chosen among: forward against the region's nodes, backward against autograd's own through them."""
     name = f"{made.kernel.name}_{made.kernel.key}"
+    if isinstance(made, Keeping):
+        return keeping.sides(name, made, eager)
     return (
         Side(name, "forward", made.forward, eager, eager),
         Side(name, "backward", made.backward, Differentiated(eager), made.pull, WithGradient(eager)),

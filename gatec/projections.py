@@ -52,10 +52,11 @@ def _ordinary(values: Sequence[Any]) -> bool:
     """Rows, weight, bias and result: dense, of one type that a kernel multiplies."""
     if len(values) < 3 or not all(isinstance(v, Tensor) and v.layout is torch.strided for v in values):
         return False
-    rows, weight = values[:2]
+    rows: Tensor = values[0]
+    weight: Tensor = values[1]
     if any(map(is_traceable_wrapper_subclass, values)) or rows.dim() < 2 or weight.dim() != 2:
         return False
-    return rows.dtype in DTYPES and {v.dtype for v in values} == {rows.dtype}
+    return rows.dtype in DTYPES and all(v.dtype is rows.dtype for v in values)
 
 
 def alone(node: fx.Node, inputs: Collection[fx.Node]) -> bool:

@@ -10,7 +10,7 @@ from test_rows import CASES
 from torch import nn
 
 import gatec
-from gatec import fusing, lower, tuning
+from gatec import fusing, keeping, lower, tuning
 from gatec.capture import Call, trace
 from gatec.dispatch import choose
 from gatec.dispatch.choose import Budget, Chooser
@@ -30,6 +30,18 @@ X = torch.randn(3, 5, 16)
 
 class Gated(nn.Module):
     """Every slope makes a region of its own: an op cannot be defined twice in a process."""
+
+    def __init__(self, slope):
+        super().__init__()
+        self.both, self.slope = nn.Linear(16, 32), slope
+
+    def forward(self, x):
+        gate, value = self.both(x).chunk(2, -1)
+        return torch.sigmoid(self.slope * gate) * value
+
+
+class Projected(nn.Module):
+    """A gate of two layers."""
 
     def __init__(self, slope):
         super().__init__()
@@ -102,11 +114,13 @@ def placed(monkeypatch, tmp_path, runs, worker):
     def put(**takes):
         chooser = Chooser(Fake(runs, **takes), Table(tmp_path), worker, Budget())
         monkeypatch.setattr(lower, "CHOOSER", chooser)
+        monkeypatch.setattr(keeping, "CHOOSER", chooser)
         monkeypatch.setattr(tuning, "CHOOSER", chooser)
         monkeypatch.setattr(fusing, "CHOOSER", chooser)
         return chooser
 
     monkeypatch.setattr(lower, "DEVICE", "CPU")
+    monkeypatch.setattr(keeping, "DEVICE", "CPU")
     monkeypatch.setattr(tuning, "fuse", lambda model, inputs: fusing.fuse(model, inputs, everywhere=True))
     choose.FAILED.clear()
     yield put
@@ -134,6 +148,17 @@ def test_a_tuned_model_runs_its_kernels_forward_and_backward(placed, runs, tmp_p
     found = step(fused, X)
     assert runs == ["forward", "backward"] and not chooser._jobs._jobs
     for ours, theirs in zip(found, step(model, X), strict=True):
+        assert distance(ours, theirs) < 1e-5
+
+
+@pytest.mark.parametrize("backward", [0.5, 1.2])
+def test_a_tuned_model_keeps_its_projections_where_its_backward_is_faster(placed, backward):
+    placed(backward=backward)
+    model = Projected(backward)
+    tuned = {line.side: line.way for line in gatec.tune(model, X).lines}
+    assert set(tuned) >= {"forward", "backward"} and tuned["backward"] == ("kernel" if backward < 1 else "")
+    fused = gatec.fuse(model, X, everywhere=True)
+    for ours, theirs in zip(step(fused, X), step(model, X), strict=True):
         assert distance(ours, theirs) < 1e-5
 
 
@@ -213,7 +238,7 @@ def test_a_budget_is_a_time(budget):
 
 
 # A model for each anchor: its ways run in another process first, so they must be able to go there.
-MODELS = {"pointwise": lambda: Gated(3.0), "row": CASES["nn.RMSNorm"]}
+MODELS = {"pointwise": lambda: Gated(3.0), "row": CASES["nn.RMSNorm"], "gemm": lambda: Projected(3.25)}
 
 
 def test_every_anchor_has_a_model_here():
