@@ -62,7 +62,8 @@ def _ordinary(values: Sequence[Any]) -> bool:
 def alone(node: fx.Node, inputs: Collection[fx.Node]) -> bool:
     """Whether nothing else reads the weights."""
     if node.op == "call_module":
-        return sum(n.op == "call_module" and n.target == node.target for n in node.graph.nodes) == 1
+        same = [n for n in node.graph.nodes if n.op == "call_module" and n.target == node.target]
+        return len(same) == 1
     read = operands(node)[1:]
     return len(set(read)) == len(read) and all(len(a.users) == 1 and a not in inputs for a in read)
 
