@@ -45,7 +45,9 @@ def step(x, t, row, col, rows, shape, strides, along):
 
 @triton.jit
 def put(out, value, t, row, col, rows, shape, strides, along):
-    write(out + t * along, value, row, col, rows, shape, strides)
+    if along is not None:
+        out += t * along
+    write(out, value, row, col, rows, shape, strides)
 
 
 @triton.jit
@@ -111,7 +113,7 @@ def scan_launch(kernel, outs, ins, work, full, dim, down):
     whole = (lanes, torch.empty(lanes, device="meta").stride())
     rows, shape, strides = merged(lanes, 0, whole, *(f for f, _ in forms))
     COLS = min(128, triton.next_power_of_2(shape[-1]))
-    ROWS = max(1, 128 // COLS)
+    ROWS = max(1, min(128 // COLS, triton.next_power_of_2(rows)))
     across = triton.cdiv(shape[-1], COLS)
     grid = (triton.cdiv(rows, ROWS) * across, triton.cdiv(full[dim], CHUNK))
     with torch.cuda.device_of(first):

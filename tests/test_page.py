@@ -150,7 +150,7 @@ def test_totals_on_the_page_are_those_of_the_census(page, deep):
     shown = page.run(
         "return [...document.querySelectorAll('[data-total]')].map(e => [e.dataset.total, Number(e.title)])"
     )
-    words = {"places for more": "put", "not captured": "missed"}
+    words = {"places for more": "put", "not captured": "missed", "bytes saved": "bytes_saved"}
     assert {words.get(k, k): n for k, n in shown} == data["totals"] == census.totals
     assert data["totals"]["gates"] == len(data["gates"]) == len(census.gates) > DEPTH
     assert data["totals"]["missed"] == len(data["missed"]) == 2
@@ -379,5 +379,6 @@ def test_a_page_without_gates_says_so(chromium, tmp_path):
     file.write_text(census.html(), encoding="utf-8")
     chromium.open(file)
     assert rows(chromium) == ["(model)"]
-    assert chromium.texts("#totals div.none dt") == ["gates", "places for more", "left", "near", "not captured"]
+    empty = ["gates", "places for more", "left", "near", "not captured", "regions", "bytes saved"]
+    assert chromium.texts("#totals div.none dt") == empty
     assert chromium.complaints() == []

@@ -90,8 +90,14 @@ class Term:
     answers: dict[object, bool] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        inside = ", ".join([*map(repr, self.args), *([repr(self.data)] if self.data is not None else [])])
-        return f"{self.op}({inside})" if inside else self.op
+        return self.spelled(4)
+
+    def spelled(self, depth: int) -> str:
+        """The term down to `depth` arguments: what is shared is spelled once per use, of which there may be 2^depth."""
+        if depth == 0 and self.args:
+            return f"{self.op}(...)"
+        inside = [*(a.spelled(depth - 1) for a in self.args), *([repr(self.data)] if self.data is not None else [])]
+        return f"{self.op}({', '.join(inside)})" if inside else self.op
 
 
 class Table:

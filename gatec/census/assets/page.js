@@ -8,7 +8,7 @@ function totals() {
   const t = census.totals;
   const rows = [
     ["gates", t.gates], ["places for more", t.put], ["left", t.left], ["near", t.near], ["not captured", t.missed],
-    ["modules", t.modules], ["parameters", t.parameters],
+    ["modules", t.modules], ["parameters", t.parameters], ["regions", t.regions], ["bytes saved", t.bytes_saved],
   ];
   for (const [name, n] of rows) {
     const box = make("div", n ? "" : "none");
