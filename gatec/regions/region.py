@@ -1,0 +1,82 @@
+"""A region: nodes of one graph that are computed together, and the same work by itself."""
+
+from __future__ import annotations
+
+import builtins
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from gatec.projections import multiplies
+from gatec.recognise import Find
+from gatec.regions.nodes import rowwise
+
+
+@dataclass(frozen=True)
+class Region:
+    """`nodes` in order, the last one is the output; `inputs` are the values that they read from outside."""
+
+    find: Find
+    nodes: tuple[fx.Node, ...]
+    inputs: tuple[fx.Node, ...]
+
+    @property
+    def name(self) -> str:
+        return re.sub(r"\W+", "_", f"{self.find.kind}_{self.find.signal}").lower()
+
+    @property
+    def output(self) -> fx.Node:
+        return self.nodes[-1]
+
+    @property
+    def anchor(self) -> str:
+        """ "gemm" behind linear layers, "row" where it looks at whole rows (a norm, a softmax, a statistic), else "pointwise"."""
+        if any(map(multiplies, self.nodes)):
+            return "gemm"
+        return "row" if any(map(rowwise, self.nodes)) else "pointwise"
+
+    @property
+    def examples(self) -> list[Tensor]:
+        return [n.meta["val"] for n in self.inputs]
+
+    @property
+    def operands(self) -> list[str]:
+        """The inputs' names, numbered among themselves and not in the whole graph: every layer's region reads alike."""
+        return named(self.inputs)
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """Equal for regions that compute the same from operands of the same dtypes and sizes."""
+        number = {n: i for i, n in enumerate((*self.inputs, *self.nodes))}
+        computed = [
+            repr((n.target, fx.node.map_arg((n.args, n.kwargs), lambda a: f"%{number[a]}"))) for n in self.nodes
+        ]
+        values = [n.meta.get("val") for n in number]
+        forms = [(v.dtype, tuple(v.shape)) if isinstance(v, Tensor) else v for v in values]
+        return self.name, tuple(computed), tuple(forms)
+
+    def graph(self) -> fx.Graph:
+        """The region by itself: a graph of its inputs, without the module around it."""
+        graph, env = fx.Graph(), {}
+        for node, name in zip(self.inputs, self.operands, strict=True):
+            env[node] = graph.placeholder(name)
+        for node in self.nodes:
+            env[node] = graph.node_copy(node, lambda n: env[n])
+        graph.output(env[self.output])
+        return graph
+
+    def function(self) -> Callable[..., Tensor]:
+        """The region as a function of its inputs."""
+        found: Callable[..., Tensor] = fx.GraphModule(nn.Module(), self.graph()).forward
+        return found
+
+
+def named(nodes: Iterable[fx.Node]) -> list[str]:
+    """The names of nodes, numbered among themselves."""
+    names = [re.sub(r"_\d+$", "", n.name) or "x" for n in nodes]
+    names = [f"{n}_value" if hasattr(builtins, n) or n in ("torch", "device", "inf", "nan") else n for n in names]
+    before = [names[:i].count(name) for i, name in enumerate(names)]
+    return [f"{name}_{n}" if n else name for name, n in zip(names, before, strict=True)]
