@@ -308,7 +308,14 @@ class OneHead(nn.Module):
         return causal + F.scaled_dot_product_attention(x, y, y, attn_mask=mask | ~mask.any(2, keepdim=True))
 
 
-SHAPES = {Volume: [(2, 2, 4, 6, 5)], OneHead: [(2, 5, 8), (2, 7, 8)]}
+class Agreeing(nn.Module):
+    """A choice between two conditions, of which onnxruntime has none."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.where(x.sum(-1, keepdim=True) > 0, x > 0, x < 0)
+
+
+SHAPES = {Volume: [(2, 2, 4, 6, 5)], OneHead: [(2, 5, 8), (2, 7, 8)], Agreeing: [(3, 8)]}
 
 
 @pytest.mark.parametrize("kind", SHAPES)

@@ -117,6 +117,16 @@ def one_head(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *rest:
     return F.scaled_dot_product_attention(q, k, v, mask, *rest, **kw).squeeze(1)
 
 
+def choice(condition: ir.Value, x: ir.Value, other: ir.Value) -> ir.Value:
+    """onnxruntime has no Where of booleans."""
+    out: ir.Value
+    if x.dtype == ir.DataType.BOOL:
+        out = op.Or(op.And(condition, x), op.And(op.Not(condition), other))
+    else:
+        out = op.Where(condition, x, other)
+    return out
+
+
 def smallest_of_many(x: Tensor, k: int, dim: int = -1, keepdim: bool = False) -> tuple[Tensor, Tensor]:
     """The k-th smallest is the last of the k smallest."""
     values, indices = x.topk(k, dim, largest=False, sorted=True)
@@ -127,6 +137,7 @@ def smallest_of_many(x: Tensor, k: int, dim: int = -1, keepdim: bool = False) ->
 
 register_translation(GROUPED_OPERATOR, sparse_experts)
 register_translation(torch.ops.aten.sort.stable, stable_sort)
+register_translation(torch.ops.aten.where.self, choice)
 register_decomposition(torch.ops.aten._grouped_mm.default, grouped_mm)
 register_decomposition("transformers::grouped_mm_fallback", grouped_mm)
 register_decomposition(torch.ops.aten.kthvalue.default, smallest_of_many)
