@@ -73,7 +73,7 @@ def {name}(
 """
 
 OUTER = '''
-@triton.jit(do_not_specialize=["fan"])
+@triton.jit(do_not_specialize=["fan", "rows"])
 def ragged(
     out_ptr, y_ptr, x_ptr, total_ptr, scale_ptr, out_at, y_at, x_at, total_at,
     ends_ptr, order_ptr, fan, rows, height, width,
