@@ -10,6 +10,7 @@ from gatec.vision import torchvision_loads  # noqa: E402 isort: skip
 
 torchvision_loads()  # timm and transformers import torchvision, whose C++ operators a CPU build of torch cannot load
 
+import gatec.attending  # noqa: E402
 import gatec.grouping  # noqa: E402
 import gatec.scanning  # noqa: E402, F401
 from gatec import places  # noqa: E402
@@ -26,6 +27,7 @@ from gatec.gate import Case, Gate  # noqa: E402
 from gatec.grouped import grouped_linear  # noqa: E402
 from gatec.history import save  # noqa: E402
 from gatec.layers import Inner, Layer  # noqa: E402
+from gatec.linear_attention import gated_delta_rule, linear_attention  # noqa: E402
 from gatec.match import Attention, Block, Branch, Features, Hole, Linear, Part, Projection, here  # noqa: E402
 from gatec.onnx import export  # noqa: E402
 from gatec.partition import Coactivation, balanced_clusters, order, weight_features  # noqa: E402
@@ -46,6 +48,6 @@ __all__ = [  # noqa: RUF022 - in the order in which a reader meets them
     "Census", "Edit", "Explanation", "GatecError", "Refused", "Report", "Tuning",
     # what a pass is made of
     "Activation", "Attention", "Block", "Branch", "Case", "Coactivation", "Equation", "Features", "Gate", "Hole", "Inner",
-    "Layer", "Linear", "Part", "Projection", "Site", "balanced_clusters", "equation", "grouped_linear", "here",
-    "linear_recurrence", "order", "places", "weight_features",
+    "Layer", "Linear", "Part", "Projection", "Site", "balanced_clusters", "equation", "gated_delta_rule", "grouped_linear",
+    "here", "linear_attention", "linear_recurrence", "order", "places", "weight_features",
 ]  # fmt: skip
