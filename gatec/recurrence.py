@@ -7,6 +7,7 @@ divided by a decay, so gates that close (a = 0) are exact. The gradient is the s
 
 from __future__ import annotations
 
+import cmath
 from typing import Any
 
 import torch
@@ -16,7 +17,8 @@ from torch.overrides import handle_torch_function, has_torch_function
 from gatec.errors import GatecError
 
 GROUP = 8  # steps that are reduced to one
-BLOCK = 2**18  # elements that are worked on at a time, so that they stay in the cache
+BLOCK = 2**20  # elements that are worked on at a time, so that they stay in the cache
+LANES = 2**11  # as many are a step that no grouping makes faster
 HALVES = (torch.float16, torch.bfloat16)
 LIBRARY = torch.library.Library("gatec", "FRAGMENT")
 
@@ -77,42 +79,30 @@ def states(a: Tensor, b: Tensor, h0: Tensor | None, dim: int, reverse: bool) -> 
     a = a.expand(*a.shape[:dim], full[dim], *a.shape[dim + 1 :]) if over == 1 else a
     h0 = None if h0 is None else h0.to(wide).expand(*full[:dim], *full[dim + 1 :])
     result = out if wide == dtype else torch.empty_like(out, dtype=wide)
-    blocks(a.movedim(dim, 0), b.to(wide).expand(full).movedim(dim, 0), h0, result.movedim(dim, 0), reverse)
+    sweep(a.movedim(dim, 0), b.to(wide).expand(full).movedim(dim, 0), h0, result.movedim(dim, 0), reverse)
     return out if result is out else out.copy_(result)
 
 
-def blocks(a: Tensor, b: Tensor, h0: Tensor | None, out: Tensor, reverse: bool) -> None:
-    """`sweep` over pieces that the cache can hold; channels do not depend on each other."""
-    wide = [d for d in range(1, b.ndim) if b.shape[d] > (64 if b.stride(d) == 1 else 1)]
-    if b.numel() <= BLOCK or not wide or b.device.type != "cpu":
-        sweep(a, b, h0, out, reverse)
-        return
-    cut = max(wide, key=b.stride)
-    half = b.shape[cut] // 2
-    for start, size in ((0, half), (half, b.shape[cut] - half)):
-        first = None if h0 is None else h0.narrow(cut - 1, start, size)
-        part = a if a.shape[cut] == 1 else a.narrow(cut, start, size)
-        blocks(part, b.narrow(cut, start, size), first, out.narrow(cut, start, size), reverse)
-
-
 def sweep(a: Tensor, b: Tensor, h0: Tensor | None, out: Tensor, reverse: bool) -> None:
-    """Write all states to `out`; time is the first dimension."""
+    """Write all states to `out`; time is the first dimension. Pieces of it follow each other, so that each stays in the cache."""
     steps = len(b)
-    whole = steps - steps % GROUP
-    if steps < 2 * GROUP:
+    lanes, here = out.numel() // steps, b.device.type == "cpu"
+    if steps < 4 * GROUP or (here and lanes >= LANES):
         walk(a, b, h0, out, reverse)
         return
-    if reverse and whole < steps:
-        walk(a[whole:], b[whole:], h0, out[whole:], reverse)
-        h0 = out[whole]
-    if not groups(a[:whole], b[:whole], h0, out[:whole], reverse):
-        walk(a[:whole], b[:whole], h0, out[:whole], reverse)
-    if not reverse and whole < steps:
-        walk(a[whole:], b[whole:], out[whole - 1], out[whole:], reverse)
+    size = max(BLOCK // lanes // GROUP, 2) * GROUP if here else steps
+    for start in range(0, steps, size):
+        stop = min(start + size, steps)
+        whole = stop - (stop - start) % GROUP
+        for method, first, last in ((groups, start, whole), (walk, whole, stop)):
+            if first < last:
+                span = slice(steps - last, steps - first) if reverse else slice(first, last)
+                method(a[span], b[span], h0, out[span], reverse)
+                h0 = out[span.start if reverse else span.stop - 1]
 
 
-def groups(a: Tensor, b: Tensor, h0: Tensor | None, out: Tensor, reverse: bool) -> bool:
-    """Reduce, recur, apply; False where decays grow beyond what their products can hold."""
+def groups(a: Tensor, b: Tensor, h0: Tensor | None, out: Tensor, reverse: bool) -> None:
+    """Reduce, recur, apply; step by step where decays grow beyond what their products can hold."""
     count = len(b) // GROUP
     order = slice(None, None, -1) if reverse else slice(None)
     decay, new, state = (x.unflatten(0, (count, GROUP)).unbind(1)[order] for x in (a, b, out))
@@ -120,8 +110,9 @@ def groups(a: Tensor, b: Tensor, h0: Tensor | None, out: Tensor, reverse: bool) 
     for t in range(2, GROUP):
         product.mul_(decay[t])
         torch.addcmul(new[t], decay[t], local, out=local)
-    if b.device.type == "cpu" and not bool(product.sum().isfinite()):
-        return False
+    if b.device.type == "cpu" and not cmath.isfinite(product.sum().item()):
+        walk(a, b, h0, out, reverse)
+        return
     sweep(product, local, h0, state[-1], reverse)
     edge = slice(-1, None) if reverse else slice(0, 1)
     walk(decay[0][edge], new[0][edge], h0, state[0][edge], reverse)
@@ -130,7 +121,6 @@ def groups(a: Tensor, b: Tensor, h0: Tensor | None, out: Tensor, reverse: bool) 
         torch.addcmul(new[0][here], decay[0][here], state[-1][before], out=state[0][here])
     for t in range(1, GROUP - 1):
         torch.addcmul(new[t], decay[t], state[t - 1], out=state[t])
-    return True
 
 
 def walk(a: Tensor, b: Tensor, h0: Tensor | None, out: Tensor, reverse: bool) -> None:

@@ -8,10 +8,10 @@ from torch import nn
 
 import gatec
 from gatec.kernels.lint import complaints
-from gatec.recurrence import GROUP, linear_recurrence
+from gatec.recurrence import BLOCK, GROUP, LANES, linear_recurrence
 from gatec.scanning import kernel_for, on_cuda
 
-STEPS = [1, 2, GROUP, 2 * GROUP - 1, 2 * GROUP, 67, 3 * GROUP**2 + 5]
+STEPS = [1, 2, 4 * GROUP - 1, 4 * GROUP, 67, 5 * GROUP**2 + 5]
 GATES = {
     "tile": (2, None, 3),
     "channel": (1, 1, 3),
@@ -69,9 +69,11 @@ def test_a_state_of_several_dimensions_and_a_gate_that_broadcasts():
     torch.testing.assert_close(linear_recurrence(a, b, h0), loop(a, b, h0.expand(2, 5, 4)))
 
 
-def test_a_large_one_is_worked_on_in_pieces():
-    a, b, h0 = torch.rand(3, 300, 700), torch.randn(3, 300, 700), torch.randn(3, 700)
-    torch.testing.assert_close(linear_recurrence(a, b, h0), loop(a, b, h0))
+@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+@pytest.mark.parametrize("steps, lanes", [(300, 700), (70, LANES), (2 * BLOCK // 700 + 3, 700)])
+def test_a_large_one_is_worked_on_in_pieces_or_step_by_step(steps, lanes, reverse):
+    a, b, h0 = torch.rand(1, steps, lanes), torch.randn(1, steps, lanes), torch.randn(1, lanes)
+    torch.testing.assert_close(linear_recurrence(a, b, h0, reverse=reverse), loop(a, b, h0, reverse=reverse))
 
 
 def test_no_steps():
@@ -85,7 +87,9 @@ def test_no_steps():
 def test_a_closed_gate_forgets_everything():
     a, b = torch.rand(1, 64, 2), torch.randn(1, 64, 2)
     a[:, 40] = 0
-    assert torch.equal(linear_recurrence(a, b)[:, 40:], linear_recurrence(a[:, 40:], b[:, 40:]))
+    other = torch.cat([torch.randn(1, 40, 2), b[:, 40:]], 1)
+    assert torch.equal(linear_recurrence(a, b)[:, 40:], linear_recurrence(a, other)[:, 40:])
+    torch.testing.assert_close(linear_recurrence(a, b), loop(a, b))
     b[:, 10] = torch.inf  # 0 * inf is no number in the loop either
     torch.testing.assert_close(linear_recurrence(a, b), loop(a, b), equal_nan=True)
 
