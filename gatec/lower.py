@@ -22,7 +22,7 @@ from gatec.kernel import Kernel
 from gatec.making import Made, made_for
 from gatec.mixtures import with_mixtures
 from gatec.onnx import register_decomposition
-from gatec.regions import Region, regions
+from gatec.regions import Region, surveyed
 from gatec.rewrite import children_of
 from gatec.roofline import Price, price
 from gatec.tidy import examples
@@ -42,6 +42,7 @@ class Fusion:
     """The rewrite that replaces regions by ops, replayed on every captured graph of its unit.
 
     On a CPU the nodes stay as they are, unless `everywhere`: a region there runs as its own eager graph.
+    `gates` are those of the unit: kind, line of code, and the reason why it is in no kernel, or "".
     """
 
     everywhere: bool = False
@@ -49,6 +50,7 @@ class Fusion:
     prices: dict[str, Price] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
     added: dict[str, str] = field(default_factory=dict)
+    gates: list[tuple[str, str, str]] = field(default_factory=list)
     only_fuses: bool = True
     name: str = "fuse"
 
@@ -71,14 +73,22 @@ class Fusion:
             lowered.append((region, made))
         return lowered
 
+    def _reason(self, node: fx.Node, lowered: Iterable[Lowered], found: Iterable[Region]) -> str:
+        """Why a gate's node is in no kernel."""
+        if any(node in region.nodes for region, _ in lowered):
+            return ""
+        refused = next((region.name for region in found if node in region.nodes), "")
+        return self.left.get(refused, NOTHING)
+
     def __call__(
         self, module: nn.Module, graph: fx.Graph, call: Call, *, root: nn.Module | None = None, graph_of: Any = None,
         **_: Any,
     ) -> None:  # fmt: skip
         """Rewrite `graph`; a first time (`root` is given) that there is nothing to do is a refusal."""
         examples(module, graph)
-        found = regions(module, graph, graph_of or children_of(module, graph))
+        gates, found = surveyed(module, graph, graph_of or children_of(module, graph))
         lowered = self.derived(with_mixtures(found, graph, module))
+        self.gates = [(g.kind, g.where, self._reason(g.node, lowered, found)) for g in gates]
         if self.here(call):
             # Every op before the first region is replaced: one may read what another computes.
             for region, made in lowered:

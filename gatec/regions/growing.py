@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from torch import Tensor, fx, nn
 
@@ -10,22 +11,36 @@ from gatec.match import Canon
 from gatec.match.terms import shape_of
 from gatec.projections import alone, opened, projects
 from gatec.recognise import Find, finds
-from gatec.regions.nodes import helper, pointwise, rowwise
+from gatec.regions.hoisting import hoisted
+from gatec.regions.nodes import called, helper, pointwise, rowwise
 from gatec.regions.region import Region
 from gatec.regions.spelled import spelled
 from gatec.regions.surroundings import Surroundings
+
+SUMS = {"add", "sub", "rsub"}
+MOST = 24  # operands of one kernel
 
 
 def regions(
     module: nn.Module, graph: fx.Graph, graph_of: Callable[[str], fx.Graph | None], *, opens: bool = True
 ) -> list[Region]:
     """The regions of one unit's graph. Modules that a region may hold are first written as functions."""
+    return surveyed(module, graph, graph_of, opens=opens)[1]
+
+
+def surveyed(
+    module: nn.Module, graph: fx.Graph, graph_of: Callable[[str], fx.Graph | None], *, opens: bool = True
+) -> tuple[list[Find], list[Region]]:
+    """The gates of one unit's graph, which changes for them, and the regions around them."""
     canon = Canon(graph_of, module.get_submodule)
     canon.run("", graph)
     if spelled(module, graph, canon):
         canon = Canon(graph_of, module.get_submodule)
         canon.run("", graph)
-    return grown((f for f in finds(canon, calls=True) if f.site == ""), graph, module, opens=opens)
+    found = [f for f in finds(canon, calls=True) if f.site == ""]
+    moved = hoisted(found, graph, module)
+    found = [replace(f, node=moved.get(f.node, f.node)) for f in found]
+    return found, grown(found, graph, module, opens=opens)
 
 
 def grown(found: Iterable[Find], graph: fx.Graph, module: nn.Module, *, opens: bool = True) -> list[Region]:
@@ -34,17 +49,40 @@ def grown(found: Iterable[Find], graph: fx.Graph, module: nn.Module, *, opens: b
     taken: set[fx.Node] = set()
     regions: list[Region] = []
     for find in list(found):
-        region = _grow(find, surroundings) if find.node not in taken else None
+        region = _grow(find, surroundings, taken) if find.node not in taken else None
         if region is not None and not taken & set(region.nodes):
             region = _multiplied(region, surroundings, module if opens else None, taken)
+            if not worth(region):
+                continue
             taken.update(region.nodes)
             regions.append(region)
     return regions
 
 
-def _grow(find: Find, surroundings: Surroundings) -> Region | None:
-    """Backwards from the gate over pointwise nodes whose values nobody else reads: convex by construction."""
-    end, place = find.node, surroundings.place
+def _grow(find: Find, surroundings: Surroundings, taken: set[fx.Node]) -> Region | None:
+    """Backwards from the gate, then forwards with what only reads the gate, as long as one kernel holds it."""
+    region = _behind(find, find.node, surroundings)
+    while region is not None:
+        further = _reader(region.output, surroundings, region.nodes)
+        wider = _behind(find, further, surroundings) if further is not None and further not in taken else None
+        if wider is None or len(wider.inputs) > max(MOST, len(region.inputs)) or taken & set(wider.nodes):
+            break
+        region = wider
+    return region
+
+
+def _reader(end: fx.Node, surroundings: Surroundings, nodes: Iterable[fx.Node]) -> fx.Node | None:
+    """The pointwise node that alone reads `end`, of the same shape, if everything may wait for it."""
+    if len(end.users) != 1:
+        return None
+    (user,) = end.users
+    same = pointwise(user) and shape_of(user) == shape_of(end)
+    return user if same and all(surroundings.waits(n, user) for n in nodes) else None
+
+
+def _behind(find: Find, end: fx.Node, surroundings: Surroundings) -> Region | None:
+    """Backwards over pointwise nodes whose values nobody else reads: convex by construction."""
+    place = surroundings.place
     inside, asked = {end}, set(end.all_input_nodes)
     inputs: set[fx.Node] = set()
     while asked:
@@ -57,11 +95,17 @@ def _grow(find: Find, surroundings: Surroundings) -> Region | None:
         else:
             inputs.add(node)
     nodes = tuple(sorted(inside, key=place.__getitem__))
-    work = [n for n in nodes if isinstance(n.meta.get("val"), Tensor)]
-    if not pointwise(end) or len(work) < 2 or not all(isinstance(a.meta.get("val"), Tensor) for a in inputs):
+    if not pointwise(end) or not all(isinstance(a.meta.get("val"), Tensor) for a in inputs):
         return None
     read = dict.fromkeys(a for n in nodes for a in n.all_input_nodes if a not in inside)
-    return Region(find, nodes, tuple(read))
+    return Region(find, nodes, tuple(read)) if read else None
+
+
+def worth(region: Region) -> bool:
+    """Whether there is something to fuse: two nodes, or one whose gradients are several."""
+    work = [n for n in region.nodes if isinstance(n.meta.get("val"), Tensor)]
+    floats = [a for a in region.inputs if a.meta["val"].is_floating_point()]
+    return len(work) > 1 or (len(floats) > 1 and called(work[0]).strip("_") not in SUMS)
 
 
 def _multiplied(region: Region, around: Surroundings, module: nn.Module | None, taken: set[fx.Node]) -> Region:

@@ -21,16 +21,20 @@ REDUCING = {"mean", "sum", "amax", "amin", "var", "std"}
 ROWWISE = {"rms_norm", "layer_norm", "softmax", "log_softmax", "normalize"}
 
 
+def called(node: fx.Node) -> str:
+    """The name of the function or method that a node calls."""
+    return node.target if isinstance(node.target, str) else str(getattr(node.target, "__name__", ""))
+
+
 def pointwise(node: fx.Node) -> bool:
     if node.op not in ("call_function", "call_method") or writes(node) or not isinstance(node.meta.get("val"), Tensor):
         return False
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    return name.strip("_") in POINTWISE and not any(isinstance(a, (tuple, list)) for a in node.args)
+    return called(node).strip("_") in POINTWISE and not any(isinstance(a, (tuple, list)) for a in node.args)
 
 
 def rowwise(node: fx.Node) -> bool:
     """Whether a node computes rows from rows, or one number for each of them, and keeps it as a dimension."""
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    name = called(node)
     if node.op not in ("call_function", "call_method") or name not in REDUCING | ROWWISE or not node.all_input_nodes:
         return False
     before, after = node.all_input_nodes[0].meta.get("val"), node.meta.get("val")
