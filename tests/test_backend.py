@@ -193,7 +193,7 @@ def test_inductor_keeps_its_own_fusion():
 
 
 def test_a_gate_with_nothing_around_it_is_left_with_that_reason():
-    compile_(Block(GATES["bilinear"][0]), **EVERYWHERE)(X)
+    compile_(Block(GATES["F.glu"][0]), **EVERYWHERE)(X)
     assert said() == [("left", NOTHING)]
 
 

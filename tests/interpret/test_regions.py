@@ -16,7 +16,7 @@ from gatec.rewrite import copied
 from gatec.tidy import examples
 from gatec.verify import distance
 
-FUSED = [name for name in GATES if name not in ("bilinear", "F.glu", "hard")]
+FUSED = [name for name in GATES if name not in ("F.glu", "hard")]
 
 
 def found(name):
