@@ -6,8 +6,10 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from gatec.errors import GatecError
+from gatec.onnx import register_form
 from gatec.pipeline import all_or_nothing, copied, prepare
-from gatec.report import Report, attach
+from gatec.report import Report, attach, report
 from gatec.reroll import reroll_program
 from gatec.trail import note
 from gatec.verify import distance, forward
@@ -32,3 +34,15 @@ def reroll_(model: Model, inputs: Any = None) -> Model:
         moved = distance(forward(model, program), program.calls[""][0].output)
         attach(model, Report(tuple(program.edits), moved, tuple(program.missed.items())), undo)
     return model
+
+
+def rolled(model: nn.Module, inputs: Any) -> nn.Module | None:
+    """The model with its loops as recurrences, if it has loops that can be."""
+    try:
+        found = reroll(model, inputs)
+    except GatecError:
+        return None
+    return found if any(e.verdict == "put" for e in report(found).edits) else None
+
+
+register_form(rolled, "loops over time were rolled: unrolled, they would have one length")

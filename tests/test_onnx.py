@@ -271,13 +271,16 @@ class Share(nn.Module):
 
 class Steps(nn.Module):
     def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        return sum(x[:, t].sigmoid() for t in range(x.shape[1])), y.flip(1)
+        h = x[:, 0]
+        for t in range(x.shape[1]):
+            h = (h + x[:, t]).sigmoid()
+        return h, y.flip(1)
 
 
 KEPT = {
     "a constant of the length": (Chunks, 1, "sequence stays 8: tracing makes a constant of what depends on it"),
     "rounded by Python": (Share, 2, "sequence stays 8: tracing makes a constant of what depends on it"),
-    "a loop": (Steps, 2, "sequence stays 8: tracing ties it down"),
+    "a loop that is no recurrence to be rolled": (Steps, 2, "sequence stays 8: tracing ties it down"),
 }
 
 
@@ -289,6 +292,32 @@ def test_only_the_size_that_a_trace_ties_down_stays(case: str, tmp_path: Path) -
     assert got.notes == (note,)
     lengths = [axes[1] for axes in got.dynamic.values()]
     assert lengths == ["8", "sequence_2"][:count]
+
+
+class Leaky(nn.Module):
+    """A loop over time as people write it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.up = nn.Linear(D, D), nn.Linear(D, D)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = torch.sigmoid(self.gate(x)), self.up(x)
+        h, out = torch.zeros_like(b[:, 0]), []
+        for t in range(x.shape[1]):
+            h = a[:, t] * h + (1 - a[:, t]) * b[:, t]
+            out.append(h)
+        return torch.stack(out, 1)
+
+
+def test_a_loop_over_time_is_rolled_so_that_its_length_is_free(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    got = export(Leaky(), tmp_path / "leaky.onnx", torch.randn(2, 7, D))
+    assert got.dynamic == {"x": ("batch", "sequence", str(D))} and got.operators["Scan"] == 1
+    assert got.notes[0].startswith("loops over time were rolled")
+    agrees(got)
+    kept = export(Leaky(), tmp_path / "kept.onnx", torch.randn(2, 7, D), static=["sequence"])
+    assert "Scan" not in kept.operators
 
 
 class Volume(nn.Module):

@@ -2,6 +2,7 @@
 
 from gatec.onnx.exported import Exported, Parity
 from gatec.onnx.operators import register_decomposition, register_translation
+from gatec.onnx.remedies import register_form
 from gatec.onnx.write import export
 
-__all__ = ["Exported", "Parity", "export", "register_decomposition", "register_translation"]
+__all__ = ["Exported", "Parity", "export", "register_decomposition", "register_form", "register_translation"]

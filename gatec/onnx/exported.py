@@ -1,7 +1,9 @@
 """What an export made: the file, what is in it, and how closely onnxruntime agreed."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gatec.roofline import in_bytes
@@ -31,6 +33,9 @@ class Exported:
     parity: tuple[Parity, ...]
     notes: tuple[str, ...]
     skips: tuple[str, ...] = ()
+
+    def noting(self, *first: str) -> Exported:
+        return replace(self, notes=first + self.notes)
 
     def __str__(self) -> str:
         operators = sorted(self.operators.items(), key=lambda item: (-item[1], item[0]))

@@ -1,11 +1,11 @@
-"""Known reasons why a model does not export as it is, and the setting that helps on a copy."""
+"""Known reasons why a model does not export as it is, or not at every size, and what helps on a copy."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from torch import nn
 
-from gatec.onnx.flat import twin
+from gatec.onnx.flat import Inputs, twin
 
 
 @dataclass(frozen=True)
@@ -13,6 +13,22 @@ class Remedy:
     symptoms: tuple[str, ...]
     apply: Callable[[nn.Module], nn.Module | None]
     note: str
+
+
+@dataclass(frozen=True)
+class Form:
+    """Another form of the same function, to trace where tracing the model itself ties a size down."""
+
+    apply: Callable[[nn.Module, Inputs], nn.Module | None]
+    note: str
+
+
+FORMS: list[Form] = []
+
+
+def register_form(apply: Callable[[nn.Module, Inputs], nn.Module | None], note: str) -> None:
+    """`apply` takes a model and inputs; it returns a copy that computes the same, or None where there is none."""
+    FORMS.append(Form(apply, note))
 
 
 def eager_attention(model: nn.Module) -> nn.Module | None:

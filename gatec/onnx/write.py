@@ -1,9 +1,10 @@
 """export(): trace, translate, save, check, prove. Read this file first."""
 
+import contextlib
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx
@@ -20,6 +21,7 @@ from gatec.onnx.flat import Flat, Inputs, evaluating, flatten
 from gatec.onnx.free import attempted, moving, unheld
 from gatec.onnx.parity import distance, proven, runtime
 from gatec.onnx.plain import plain
+from gatec.onnx.remedies import FORMS
 from gatec.onnx.sides import Sides
 from gatec.onnx.translate import GROUPED
 
@@ -47,46 +49,65 @@ def export(
     if opset not in OPSETS:
         raise GatecError(f"an opset from {OPSETS[0]} to {OPSETS[-1]}", found=str(opset), hint="opset=20")
     with evaluating(model):
-        flat, tensors = flatten(model, guessed(model) if inputs is None else inputs)
+        inputs = guessed(model) if inputs is None else inputs
+        flat, tensors = flatten(model, inputs)
         repeatable(flat, tensors)
         axes, notes = moving(flat, tensors, static)
-        while True:
-            try:
-                done = written(flat, tensors, axes, Path(path), opset, shapes_checked, tolerance, skip)
-                break
-            except GatecError:
-                if not (lost := unheld(flat, tensors, axes)):
-                    raise
-                axes = [a for a in axes if a not in lost]
-                notes += [f"{a.name} stays {a.size}: tracing makes a constant of what depends on it" for a in lost]
+        wanted = Wanted(flat, tensors, Path(path), opset, shapes_checked, tolerance, skip)
+        done, free = held(wanted, flat, axes)
+        for form in FORMS if len(free) < len(axes) else ():
+            if (other := form.apply(model, inputs)) is None:
+                continue
+            with contextlib.suppress(GatecError):
+                again, more = held(wanted, flat.on(other), axes)
+                done, free = (again.noting(form.note), more) if len(more) > len(free) else (done, free)
     return replace(done, notes=tuple(notes) + done.notes)
 
 
-def written(
-    flat: Flat,
-    tensors: Tensors,
-    axes: list[Axis],
-    path: Path,
-    opset: int,
-    count: int,
-    tolerance: float | None,
-    skip: bool,
-) -> Exported:
-    """The file with these sizes free, proven."""
-    tensors = resized(tensors, {a: a.size for a in axes})
-    made, axes, notes = attempted(flat, tensors, axes, opset)
+@dataclass(frozen=True)
+class Wanted:
+    """What a file has to agree with, and where and how it is written."""
+
+    flat: Flat
+    tensors: Tensors
+    path: Path
+    opset: int
+    shapes_checked: int
+    tolerance: float | None
+    skip: bool
+
+
+def held(wanted: Wanted, source: Flat, axes: list[Axis]) -> tuple[Exported, list[Axis]]:
+    """The file with as many of these sizes free as the traced `source` holds to, and which they are."""
+    notes: list[str] = []
+    while True:
+        try:
+            done, free = written(wanted, source, axes)
+            return done.noting(*notes), free
+        except GatecError:
+            if not (lost := unheld(source, wanted.tensors, axes)):
+                raise
+            axes = [a for a in axes if a not in lost]
+            notes += [f"{a.name} stays {a.size}: tracing makes a constant of what depends on it" for a in lost]
+
+
+def written(wanted: Wanted, source: Flat, axes: list[Axis]) -> tuple[Exported, list[Axis]]:
+    """The file of a traced `source`, proven against what was wanted."""
+    path, tensors = wanted.path, resized(wanted.tensors, {a: a.size for a in axes})
+    made, axes, notes = attempted(source, tensors, axes, wanted.opset)
     with tempfile.TemporaryDirectory(dir=path.resolve().parent) as folder:
-        sides, unskipped = decided(made, Path(folder)) if skip else (None, [])
+        sides, unskipped = decided(made, Path(folder)) if wanted.skip else (None, [])
         file = saved(made, Path(folder) / path.name)
         others = sides.more(tensors) if sides else []
-        rows, hidden = proven(file, flat, tensors, axes, count, tolerance, others)
+        rows, hidden = proven(file, wanted.flat, tensors, axes, wanted.shapes_checked, wanted.tolerance, others)
         size = sum(part.stat().st_size for part in Path(folder).iterdir())
         # Only what was proven takes the name: an earlier file survives a failed export.
         for part in Path(folder).iterdir():
             part.replace(path.parent / part.name)
     operators = dict(Counter(node.op_type for node in made.graph.all_nodes()))
     said = tuple(notes + hidden + sparse(made) + unskipped)
-    return Exported(path, opset, size, operators, labels(made), rows, said, sides.report() if sides else ())
+    done = Exported(path, wanted.opset, size, operators, labels(made), rows, said, sides.report() if sides else ())
+    return done, axes
 
 
 def decided(made: ir.Model, folder: Path) -> tuple[Sides | None, list[str]]:
