@@ -320,6 +320,33 @@ def test_a_loop_over_time_is_rolled_so_that_its_length_is_free(tmp_path: Path) -
     assert "Scan" not in kept.operators
 
 
+class Recurrent(nn.Module):
+    def __init__(self, layer: nn.RNNBase) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        out, last = self.layer(x)
+        return torch.sigmoid(out) * out, last[0] + last[1] if isinstance(last, tuple) else last
+
+
+LAYERS = {
+    "LSTM": lambda: nn.LSTM(6, 8, num_layers=2, bidirectional=True, batch_first=True),
+    "GRU": lambda: nn.GRU(6, 8, num_layers=2, bias=False),
+    "RNN": lambda: nn.RNN(6, 8, nonlinearity="relu", bidirectional=True),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_recurrent_layers_are_one_operator_each_at_any_length(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Recurrent(LAYERS[name]())
+    got = export(model, tmp_path / "x.onnx", torch.randn(2, 5, 6))
+    agrees(got)
+    assert got.notes == () and got.dynamic["x"] == ("batch", "sequence", "6")
+    assert got.operators[name] == model.layer.num_layers
+
+
 class Volume(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -16,6 +16,7 @@ from onnx_ir.passes import common
 
 from gatec.errors import GatecError
 from gatec.onnx.axes import Axis, Tensors
+from gatec.onnx.cells import whole
 from gatec.onnx.flat import Flat
 from gatec.onnx.operators import GROUPED_OPERATOR, TRANSLATIONS, decomposed, operators_of, present
 from gatec.onnx.remedies import chain
@@ -71,7 +72,7 @@ def traced(flat: Flat, tensors: Tensors, axes: list[Axis]) -> torch.export.Expor
         {d: torch.export.Dim.DYNAMIC for d in range(t.dim()) if (name, d) in moving} or None
         for name, t in tensors.items()
     )
-    with lengths():
+    with lengths(), whole():
         return torch.export.export(flat, tuple(tensors.values()), dynamic_shapes=(shapes,))
 
 
