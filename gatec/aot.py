@@ -9,12 +9,13 @@ Needs a process in which TRITON_INTERPRET is not set.
 import argparse
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
@@ -23,12 +24,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gatec import settings
 from gatec.errors import GatecError
 
 INSTRUCTIONS = {
     "cubin": r"\b(LDG\.E(?:\.\w+)*|STG\.E(?:\.\w+)*|LDL|STL|MUFU\.\w+|HGMMA|HMMA)\b",
     "amdgcn": r"\b((?:global|buffer)_(?:load|store)_\w+|scratch_\w+|v_mfma_\w+)\b",
 }
+
+WIDE = {
+    "load": ("LDG.E.128", "global_load_dwordx4", "buffer_load_dwordx4"),
+    "store": ("STG.E.128", "global_store_dwordx4", "buffer_store_dwordx4"),
+}
+LIMITS = {"sm_90": 232_448, "gfx942": 65_536}  # bytes of shared memory that a program may have
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,18 @@ class Binary:
     stack: int
     shared: int
     instructions: dict[str, int]
+
+
+def surroundings() -> dict[str, str]:
+    """The environment of a process that compiles: nothing is interpreted there, and GATEC_TRITON goes first."""
+    found = {k: v for k, v in settings.ENVIRONMENT.items() if k != "TRITON_INTERPRET"}
+    path = [settings.TRITON, *found.get("PYTHONPATH", "").split(os.pathsep)]
+    return {**found, "PYTHONPATH": os.pathsep.join(filter(None, path))}
+
+
+def wide(instructions: Mapping[str, int], access: str) -> int:
+    """How many "load"s or "store"s take 128 bits."""
+    return sum(instructions.get(name, 0) for name in WIDE[access])
 
 
 def targets() -> dict[str, Any]:

@@ -3,6 +3,7 @@
 GATEC_DEBUG  cumulative, on stderr: 1 every decision and the traceback of an error, 2 the rewritten code after each pass,
              3 near misses
 GATEC_DUMP   a folder: the rewritten code after each pass, numbered, and every kernel that is loaded are written there
+GATEC_TRITON a folder that another triton was installed into (pip install --target): the one that compiles ahead of time
 """
 
 import os
@@ -10,6 +11,7 @@ from pathlib import Path
 
 DEBUG = int(os.environ.get("GATEC_DEBUG") or 0)
 DUMP = Path(os.environ["GATEC_DUMP"]) if os.environ.get("GATEC_DUMP") else None
+TRITON = os.environ.get("GATEC_TRITON") or ""
 
 # triton 3.10 changes its default for fusing multiply and add; kernels must not move with an upgrade.
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")

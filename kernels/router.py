@@ -88,6 +88,9 @@ def pull(
 """
 
 LAUNCH = '''
+WARPS = 2 if torch.version.hip else 4  # of 64 or 32 threads
+
+
 def tile():
     cols = triton.next_power_of_2(COLUMNS.value)
     return {{"ROWS": max(1, 1024 // cols), "COLS": cols, "SLOTS": triton.next_power_of_2(CHOICES.value)}}
@@ -113,7 +116,7 @@ def chosen(logits{bias}):
         size = tile()
         with torch.cuda.device_of(logits):
             route[(triton.cdiv(rows, size["ROWS"]),)](
-                weights, numbers, flat, {given}, flat.stride(), rows, **size, num_warps=4, enable_fp_fusion=True
+                weights, numbers, flat, {given}, flat.stride(), rows, **size, num_warps=WARPS, enable_fp_fusion=True
             )
     return weights, numbers
 
@@ -128,7 +131,7 @@ def backward(grad, logits{bias}, needs=None, saved=None):
         with torch.cuda.device_of(logits):
             pull[(triton.cdiv(flat.shape[0], size["ROWS"]),)](
                 found, grad, numbers, flat, flat.stride(), grad.stride(), flat.shape[0],
-                **size, num_warps=4, enable_fp_fusion=True,
+                **size, num_warps=WARPS, enable_fp_fusion=True,
             )
     return (found.view(logits.shape),{nothing})
 '''

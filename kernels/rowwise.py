@@ -47,8 +47,9 @@ def backward(grad, {operands}, needs={needs}):
 
 LAUNCH = '''
 def warps(elements):
-    """Eight elements for each thread, in at most 1024 threads."""
-    return min(max(4, elements // 256), 16 if torch.version.hip else 32)
+    """Eight elements for each thread, in 128 to 1024 threads."""
+    width = 64 if torch.version.hip else 32
+    return min(max(128, elements // 8), 1024) // width
 
 
 def rows_of(*shapes):

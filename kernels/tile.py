@@ -89,7 +89,7 @@ def launch(kernel, outs, ins):
     first = next(out for out in outs if out is not None)
     known = ((x.shape, x.stride()) if x is not None else None for x in operands)
     rows, shape, strides = merged(first.shape, 0, *known)
-    # 8 elements for each of 128 threads: one 128-bit load of a two-byte type.
+    # 8 elements for each of 128 threads, whose warps are 32 or 64 wide: one 128-bit load of a two-byte type.
     COLS = min(1024, triton.next_power_of_2(shape[-1]))
     ROWS = 1024 // COLS
     across = triton.cdiv(shape[-1], COLS)
@@ -97,7 +97,7 @@ def launch(kernel, outs, ins):
     with torch.cuda.device_of(first):
         kernel[grid](
             *operands, *strides, rows, across, shape,
-            ROWS=ROWS, COLS=COLS, num_warps=4, enable_fp_fusion=True,
+            ROWS=ROWS, COLS=COLS, num_warps=2 if torch.version.hip else 4, enable_fp_fusion=True,
         )
 """
 

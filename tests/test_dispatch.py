@@ -85,6 +85,10 @@ def hangs(x, y):
         time.sleep(0.01)
 
 
+def has_no_disk(x, y):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
 def killed(x, y):
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -129,6 +133,11 @@ def test_a_worker_killed_from_outside_says_nothing_about_the_way(worker):
     with pytest.raises(Unanswered, match="the process was killed from outside"):
         worker.ask(trial(killed))
     assert worker.ask(trial(right)) == ""
+
+
+def test_a_full_disk_in_the_other_process_says_nothing_about_the_way(worker):
+    with pytest.raises(Unanswered, match="No space left on device"):
+        worker.ask(trial(has_no_disk))
 
 
 def test_what_cannot_be_sent_is_not_run(worker):
@@ -735,6 +744,58 @@ def test_while_another_process_measures_eager_runs(chooser, folder):
         while time.monotonic() < until:
             assert mine.way(region, (X,)) is None
     assert not region.known and soon(mine, region) == "kernel"
+
+
+def test_of_two_that_tune_at_once_one_measures_and_both_know(chooser, folder):
+    first, second = chooser(), chooser()
+    held = threading.Event()
+
+    def measures():
+        with first.table.alone() as alone:
+            held.set()
+            time.sleep(0.2)
+            first.table.keep(first.key(side(), (X,)), Record("kernel", "of the other"))
+            assert alone
+
+    other = threading.Thread(target=measures)
+    other.start()
+    held.wait()
+    with second.waiting() as answers:
+        assert second.way(side(), (X,)).name == "kernel"
+    other.join()
+    assert [a.record.why for a in answers] == ["of the other"] and not second.device.sampled
+
+
+def test_tuning_waits_no_longer_than_its_budget(chooser, folder):
+    mine = chooser()
+    with Table(folder).alone(), mine.waiting(Budget(200.0, 200.0)) as answers:
+        assert mine.way(side(), (X,)) is None
+    assert not answers and soon(mine, side()) == "kernel"
+
+
+TUNES = f"""
+{BARE}import sys, time
+from pathlib import Path
+sys.path.insert(0, {os.path.dirname(__file__)!r})
+from test_dispatch import *
+def slow(run):
+    print("measuring", flush=True)
+    time.sleep(60)
+device = Fake()
+device.sample = slow
+mine = Chooser(device, Table(Path(sys.argv[1])), Asked(), Budget())
+with mine.waiting():
+    mine.way(side(), (X,))
+"""
+
+
+def test_a_tuner_killed_while_it_measures_leaves_nothing_behind(chooser, folder):
+    tuner = subprocess.Popen([sys.executable, "-c", TUNES, str(folder)], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert tuner.stdout.readline() == "measuring\n"
+    tuner.kill()
+    tuner.wait()
+    tuner.stdout.close()
+    assert not list(folder.rglob("*.json")) and soon(chooser(), side()) == "kernel"
 
 
 def test_what_is_remembered_is_bounded(chooser, monkeypatch):

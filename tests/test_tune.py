@@ -2,7 +2,8 @@
 
 import json
 import pickle
-from functools import cached_property
+from dataclasses import replace
+from functools import cached_property, partial
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from test_rows import CASES
 from torch import nn
 
 import gatec
-from gatec import fusing, keeping, lower, tuning
+from gatec import fusing, gemms, keeping, lower, tuning
 from gatec.capture import Call, trace
 from gatec.dispatch import choose
 from gatec.dispatch.choose import Budget, Chooser
@@ -259,6 +260,22 @@ def test_ways_are_verified_in_another_process(anchor, worker):
             trial = Trial(way, side.eager, side.exact, forms, "cpu")
             assert pickle.loads(pickle.dumps(trial)).forms == forms
             assert worker.ask(trial) == "", f"{side.name} {name}"
+
+
+def test_a_wrong_gradient_of_projections_is_seen_there(worker):
+    model = Projected(3.5)
+    graph = trace(model, Projected.forward, Call((X,), {})).graph
+    (region,) = regions(model, graph, lambda path: None)
+    made = made_for(region)
+    source = made.kernel.source.replace("flat(slope).t() @ flat(x)", "flat(slope).t() @ flat(x) * 1.001")
+    assert source != made.kernel.source
+    other = replace(made, backward={"kernel": partial(gemms._backward, Kernel(made.kernel.name, source))})
+    values = [torch.randn(v.shape) for v in region.examples]
+    for found, why in ((made, ""), (other, "result ")):
+        side = lower.sides(found, region.function())[-1]
+        forms = tuple(map(Form.of, side.operands(values)))
+        answer = worker.ask(Trial(side.ways["kernel"], side.eager, side.exact, forms, "cpu"))
+        assert answer.startswith(why) and bool(answer) == bool(why)
 
 
 @pytest.mark.parametrize("reverse", [False, True])

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from gatec import settings
+from gatec.aot import surroundings, wide
 from gatec.bench.workloads import WORKLOADS
 from gatec.errors import GatecError
 
@@ -45,8 +45,8 @@ def compiling(dtype: torch.dtype = torch.bfloat16, path: str = "") -> list[dict[
 
 def _apart(jobs: list[str], path: str) -> list[str]:
     here = str(Path(__file__).parents[2])
-    environment = {k: v for k, v in settings.ENVIRONMENT.items() if k != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = ":".join(filter(None, (path, here)))
+    environment = surroundings()
+    environment["PYTHONPATH"] = ":".join(filter(None, (path, environment["PYTHONPATH"], here)))
     done = subprocess.run([sys.executable, "-c", SCRIPT], input="\n".join(jobs), env=environment, text=True,
                           capture_output=True)  # fmt: skip
     if done.returncode:
@@ -56,5 +56,4 @@ def _apart(jobs: list[str], path: str) -> list[str]:
 
 def _row(binary: dict[str, Any]) -> dict[str, Any]:
     counts = binary.pop("instructions")
-    wide = {"loads": ("LDG.E.128", "global_load_dwordx4"), "stores": ("STG.E.128", "global_store_dwordx4")}
-    return binary | {word: sum(counts.get(name, 0) for name in names) for word, names in wide.items()}
+    return binary | {"loads": wide(counts, "load"), "stores": wide(counts, "store")}

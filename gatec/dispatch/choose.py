@@ -170,10 +170,12 @@ class Chooser:
         right = {n: w for n, w in untried.items() if n in job.right}
         if not right:
             return self._kept(key, Record("", _why(failed, job.refused, job.unanswered), failed=failed), job), True
-        with self.table.alone() as alone, self._mine() as mine:
+        patience = 0.0 if self._log is None else self.budget.left / 1000
+        with self.table.alone(patience) as alone, self._mine() as mine:
             if not (alone and mine):
                 return None, False
-            return self._kept(key, self._measured(side, right, tensors, device, failed), job), True
+            known = self.table.find(key)  # by a process that measured while this one waited
+            return known or self._kept(key, self._measured(side, right, tensors, device, failed), job), True
 
     def _asked(
         self, side: Side, key: Key, ways: Mapping[str, Run], tensors: Sequence[Tensor], device: torch.device

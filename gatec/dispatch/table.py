@@ -7,6 +7,7 @@ import json
 import os
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -19,6 +20,7 @@ except ImportError:  # Windows: two processes may then measure at once, and each
     fcntl = None  # type: ignore[assignment]
 
 FORMAT = 1
+POLL = 0.05  # seconds between two looks at a lock
 SHIPPED = Path(__file__).parent.parent / "tables"
 
 
@@ -71,10 +73,13 @@ class Table:
             write(self._file(key.digest), entry(key, record))
 
     @contextmanager
-    def alone(self) -> Iterator[bool]:
-        """Whether no other process is measuring; one that is killed gives way at once."""
+    def alone(self, seconds: float = 0.0) -> Iterator[bool]:
+        """Whether no other process is measuring, for so long; one that is killed gives way at once."""
+        until = time.monotonic() + seconds
         with self._opened() as file:
-            yield _locked(file)
+            while not (alone := _locked(file)) and time.monotonic() < until:
+                time.sleep(POLL)
+            yield alone
 
     @contextmanager
     def _opened(self) -> Iterator[IO[str] | None]:

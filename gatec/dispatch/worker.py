@@ -192,7 +192,7 @@ def _tried(trial: Trial) -> dict[str, Any]:
             torch.cuda.empty_cache()
     except Wrong as e:
         return {"why": str(e), "over": False, "unanswered": False}
-    except (Unproven, torch.OutOfMemoryError, MemoryError) as e:
+    except (Unproven, torch.OutOfMemoryError, MemoryError, OSError) as e:  # a full disk is not the way's fault
         return {"why": _line(e), "over": on_device, "unanswered": True}
     except Exception as e:
         return {"why": _line(e), "over": on_device, "unanswered": False}

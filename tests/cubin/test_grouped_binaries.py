@@ -1,4 +1,7 @@
-"""Grouped products compile for GPUs that are not here: without spills, within their shared memory, on tensor cores."""
+"""Grouped products compile for GPUs that are not here: without spills, within their shared memory, on tensor cores.
+
+Each size of tiles is compiled in the sweep, one of each kind always.
+"""
 
 import json
 import sys
@@ -9,6 +12,7 @@ import torch
 from test_pointwise_binaries import run
 from torch.nn import functional as F
 
+from gatec.aot import wide
 from gatec.derive import derive
 from gatec.kernels import router
 from gatec.kernels.grouped import linear, render
@@ -67,7 +71,13 @@ def lawful(found: list[dict], dtype: str) -> None:
             assert "HGMMA" in kinds or "HMMA" in kinds or "v_mfma" in kinds, binary
 
 
-@pytest.mark.parametrize("dtype, configs", [("bfloat16", CONFIGS), ("float32", CONFIGS[2:])])
+def swept(*values: object) -> object:
+    return pytest.param(*values, marks=pytest.mark.sweep)
+
+
+@pytest.mark.parametrize(
+    "dtype, configs", [("bfloat16", CONFIGS[:1]), swept("bfloat16", CONFIGS), swept("float32", CONFIGS[2:])]
+)
 def test_products_compile(dtype: str, configs: list[str], tmp_path: Path) -> None:
     file = tmp_path / "linear.py"
     file.write_text(linear().source)
@@ -80,10 +90,10 @@ def test_products_compile(dtype: str, configs: list[str], tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     "dtype, bias, configs, targets",
     [
-        ("bfloat16", False, CONFIGS, ["sm_90"]),
-        ("bfloat16", False, CONFIGS[:1], ["gfx942"]),
         ("bfloat16", True, CONFIGS[:1], ["sm_90"]),
-        ("float32", False, CONFIGS[2:3], ["sm_90"]),
+        swept("bfloat16", False, CONFIGS, ["sm_90"]),
+        swept("bfloat16", False, CONFIGS[:1], ["gfx942"]),
+        swept("float32", False, CONFIGS[2:3], ["sm_90"]),
     ],
 )
 def test_mixtures_compile(dtype: str, bias: bool, configs: list[str], targets: list[str], tmp_path: Path) -> None:
@@ -101,11 +111,13 @@ def test_mixtures_compile(dtype: str, bias: bool, configs: list[str], targets: l
     assert {b["kernel"] for b in found} == names
 
 
-def test_routers_compile(tmp_path: Path) -> None:
-    for columns, choices in ((8, 2), (128, 8), (512, 16)):
-        derived = derive(softmax, [torch.empty(3, columns, dtype=torch.bfloat16)], rows=True)
-        made = router.render("router", "tests", derived.forward, derived.backward, choices=choices, out=torch.float32)
-        file = tmp_path / f"router{columns}.py"
-        file.write_text(made.source)
-        for binary in binaries(file, [((8192, columns), "bfloat16")], [""], ["sm_90", "gfx942"]):
-            assert binary["spills"] == binary["stack"] == 0 and binary["shared"] <= 16384, binary
+@pytest.mark.parametrize("columns, choices", [(128, 8), swept(8, 2), swept(512, 16)])
+def test_routers_compile(columns: int, choices: int, tmp_path: Path) -> None:
+    derived = derive(softmax, [torch.empty(3, columns, dtype=torch.bfloat16)], rows=True)
+    made = router.render("router", "tests", derived.forward, derived.backward, choices=choices, out=torch.float32)
+    file = tmp_path / f"router{columns}.py"
+    file.write_text(made.source)
+    for binary in binaries(file, [((8192, columns), "bfloat16")], [""], ["sm_90", "gfx942"]):
+        assert binary["spills"] == binary["stack"] == 0 and binary["shared"] <= 16384, binary
+        if binary["kernel"] != "sort" and columns >= 8 * 64:
+            assert wide(binary["instructions"], "load") >= 1, binary

@@ -1,7 +1,6 @@
 """Pointwise kernels compile for GPUs that are not here: without spills, with wide loads."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +9,8 @@ import pytest
 import torch
 from equations import REGIONS, Region
 
+from gatec import settings
+from gatec.aot import surroundings, wide
 from gatec.derive import derive
 from gatec.kernels.pointwise import render
 
@@ -20,6 +21,7 @@ import json, sys
 from dataclasses import asdict
 from pathlib import Path
 import torch
+from gatec import settings
 from gatec.aot import compiled, operand, read
 for line in sys.stdin:
     file, target, *shapes = line.split()
@@ -45,8 +47,7 @@ def run(arguments: list[str], stdin: str = "") -> str:
 
 
 def attempt(arguments: list[str], stdin: str = "") -> subprocess.CompletedProcess[str]:
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    return subprocess.run(arguments, input=stdin, env=environment, text=True, capture_output=True)
+    return subprocess.run(arguments, input=stdin, env=surroundings(), text=True, capture_output=True)
 
 
 def written(region: Region, dtype: torch.dtype, folder: Path) -> Path:
@@ -73,9 +74,9 @@ def test_compiles_without_spills_and_loads_wide(dtype: torch.dtype, tmp_path: Pa
         for binary in json.loads(answer):
             assert binary["spills"] == binary["stack"] == 0, binary
             assert binary["registers"] <= 128, binary
-            if binary["target"] == "sm_90" and "outer" not in line:
-                assert binary["instructions"].get("LDG.E.128", 0) >= 1, binary
-                assert binary["instructions"].get("STG.E.128", 0) >= 1, binary
+            if "outer" not in line:
+                assert wide(binary["instructions"], "load") >= 1, binary
+                assert wide(binary["instructions"], "store") >= 1, binary
 
 
 def test_command_line_on_packed_halves(tmp_path: Path) -> None:
@@ -84,10 +85,17 @@ def test_command_line_on_packed_halves(tmp_path: Path) -> None:
     answer = run([sys.executable, "-m", "gatec.aot", str(file), "--target", "sm_90", *half, *half])
     forward, backward = json.loads(answer)
     assert (forward["kernel"], backward["kernel"]) == ("swiglu_forward", "swiglu_backward")
-    assert forward["instructions"]["LDG.E.128"] == 2
-    assert backward["instructions"]["LDG.E.128"] == 3
-    assert forward["instructions"]["STG.E.128"] == 1
-    assert backward["instructions"]["STG.E.128"] == 2
+    counts = [[wide(b["instructions"], access) for access in ("load", "store")] for b in (forward, backward)]
+    assert counts == [[2, 1], [3, 2]]
+
+
+def test_the_triton_that_was_asked_for_compiles(tmp_path: Path) -> None:
+    found = run([sys.executable, "-c", "import triton; print(triton.__file__)"]).strip()
+    assert found.startswith(settings.TRITON)
+    (tmp_path / "triton.py").write_text("raise RuntimeError('this is another triton')")
+    script = "from gatec import aot, settings; settings.TRITON = '{}'; import subprocess, sys; "
+    script += "sys.exit(subprocess.run([sys.executable, '-c', 'import triton'], env=aot.surroundings()).returncode)"
+    assert "this is another triton" in attempt([sys.executable, "-c", script.format(tmp_path)]).stderr
 
 
 def test_an_unknown_target_is_refused(tmp_path: Path) -> None:

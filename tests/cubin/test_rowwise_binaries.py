@@ -9,6 +9,7 @@ import torch
 from equations import ROWS, Region
 from test_pointwise_binaries import SCRIPT, run
 
+from gatec.aot import wide
 from gatec.derive import derive
 from gatec.kernels.rowwise import render
 from gatec.rowform import LONGEST
@@ -35,5 +36,6 @@ def test_compiles_without_spills_and_loads_wide(columns: int, tmp_path: Path) ->
     for line, answer in zip(lines, answers, strict=True):
         for binary in json.loads(answer):
             assert binary["spills"] == binary["stack"] == 0, (line, binary)
-            if binary["target"] == "sm_90":
-                assert binary["instructions"].get("LDG.E.128", 0) >= 1, binary
+            assert wide(binary["instructions"], "load") >= 1, (line, binary)
+            if columns > 128:  # a short row's gradients are sums, one for each program
+                assert wide(binary["instructions"], "store") >= 1, (line, binary)
