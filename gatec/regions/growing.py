@@ -16,6 +16,7 @@ from gatec.regions.nodes import called, helper, pointwise, rowwise
 from gatec.regions.region import Region
 from gatec.regions.spelled import spelled
 from gatec.regions.surroundings import Surroundings
+from gatec.regions.written import written
 
 SUMS = {"add", "sub", "rsub"}
 MOST = 24  # operands of one kernel
@@ -38,8 +39,9 @@ def surveyed(
         canon = Canon(graph_of, module.get_submodule)
         canon.run("", graph)
     found = [f for f in finds(canon, calls=True) if f.site == ""]
-    moved = hoisted(found, graph, module)
-    found = [replace(f, node=moved.get(f.node, f.node)) for f in found]
+    for rewritten in (written, hoisted):
+        moved = rewritten(found, graph, module)
+        found = [replace(f, node=moved.get(f.node, f.node)) for f in found]
     return found, grown(found, graph, module, opens=opens)
 
 

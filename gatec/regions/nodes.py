@@ -15,6 +15,9 @@ POINTWISE = {
     "hardswish", "leaky_relu", "elu", "celu", "selu", "softsign", "clamp", "clamp_min", "clamp_max", "minimum", "maximum", "where",
     "lerp", "addcmul", "ge", "gt", "le", "lt", "eq", "ne", "to", "float", "double", "half", "bfloat16", "type_as", "detach",
     "relu6", "hardtanh", "positive", "logical_and", "logical_or", "logical_not",
+    "masked_fill", "logsigmoid", "log_sigmoid", "exp2", "log2", "sin", "cos", "sign", "floor", "ceil", "round", "addcdiv",
+    "tanhshrink", "softshrink", "hardshrink", "threshold", "bitwise_and", "bitwise_or", "bitwise_not", "and", "or", "invert",
+    "negative", "absolute", "subtract", "divide", "true_divide", "clip", "zeros_like", "ones_like",
 }  # fmt: skip
 HELPERS = {"dtype", "device"}
 REDUCING = {"mean", "sum", "amax", "amin", "var", "std"}

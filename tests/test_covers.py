@@ -1,0 +1,32 @@
+"""Gates with views, sums and einsum around them are regions, and fused they are the same function with the same gradients."""
+
+import copy
+
+import pytest
+import torch
+from covers import GATES, Gated
+
+import gatec
+
+X = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("name", GATES)
+def test_a_gate_is_in_a_kernel_and_computes_the_same(name):
+    torch.manual_seed(0)
+    model = Gated(GATES[name])
+    fused = gatec.fuse(model, X, everywhere=True)
+    assert len(gatec.kernels_of(fused)) == len(gatec.scan(model, X).gates) == 1
+    exact, fused = copy.deepcopy(model).double(), fused.double()
+    for shape in [(2, 5, 8), (3, 7, 8)]:
+        x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+        for mine, theirs in zip(_results(fused, x), _results(exact, x), strict=True):
+            assert torch.allclose(mine, theirs, rtol=1e-9, atol=1e-11)
+
+
+def _results(model, x):
+    out = model(x)
+    return [
+        out,
+        *torch.autograd.grad(out.square().sum(), [x, *model.parameters()], materialize_grads=True, allow_unused=True),
+    ]
