@@ -6,7 +6,10 @@ pairs of a token lie side by side. Backward takes the accumulators that forward 
 gradient behind it, ragged products for the weights, sums of rows for the routing weights. No atomics.
 """
 
-from collections.abc import Sequence
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import fx
@@ -50,55 +53,133 @@ def backward(grad, x, weight, ends, needs=(True, True, False)):
 '''
 
 EXPERTS = '''
+def part(x, rows, turned=False):
+    """Some rows of each group's matrix or bias; nothing of nothing."""
+    return None if x is None else (x.transpose(1, 2) if turned else x)[:, rows]
+
+
 def forward({operands}, config=None):
-    return saving({operands}, keep=False, config=config)[0]
+    return run({operands}, None, config)
 
 
-def saving({operands}, keep=True, config=None):
-    """The result, and the accumulators that backward takes."""
+def forward_keeping({operands}, config=None):
+    """The result, and the accumulators for backward."""
+    last = {last}
+    kept = torch.empty(({count}, chosen.numel(), last.shape[2]), dtype=x.dtype, device=x.device)
+    return run({operands}, kept, config), kept
+
+
+@torch.no_grad()
+def run({operands}, kept, config=None):
     expect(({floats},), DTYPES)
-    rows, width, wide = chosen.numel(), down.shape[2], down.shape[1]
-    hidden = torch.empty((rows, width), dtype=x.dtype, device=x.device)
-    ({totals},) = ({rooms},)
+    {firsts} = {views}
+    last = {last}
+    rows, width, wide = chosen.numel(), last.shape[2], last.shape[1]
     pairs = torch.empty((rows, wide), dtype=OUT, device=x.device)
     if not rows:
-        return pairs, {totals}
+        return pairs
+    hidden = torch.empty((rows, width), dtype=x.dtype, device=x.device)
+    {totals} = [None] * {count} if kept is None else kept.unbind(0)
     fan = rows // x.shape[0]
-    order, ends, _ = sorted_pairs(chosen, down.shape[0])
+    order, ends, _ = sorted_pairs(chosen, last.shape[0])
     scale = scale.reshape(rows)
     config = config or config_for(x, rows, ends.shape[0])
     launch(
-        hidden_forward, config, [hidden, {totals}, {firsts}],
+        hidden_forward, config, [hidden, {totals} x, {biases} {firsts}],
         ends, order, fan, rows, width, x.shape[1], products={count},
     )
-    launch(down_forward, config, [pairs, hidden, {lasts}], ends, order, fan, rows, wide, width)
-    return together(pairs, fan), {totals}
+    launch(down_forward, config, [pairs, hidden, scale, {last_bias} last], ends, order, fan, rows, wide, width)
+    return together(pairs, fan)
 
 
-def backward(grad, {operands}, needs={needs}, saved=None, config=None):
-    """The gradient of each operand; the accumulators are computed again where none were saved."""
-    ({totals},) = saved or saving({operands}, config=config)[1:]
-    rows, width = chosen.numel(), down.shape[2]
-    if not rows:
+@torch.no_grad()
+def backward(grad, {operands}, needs={needs}, kept=None, config=None):
+    """The gradient of each operand that needs one; the accumulators are computed again where none were kept."""
+    if not chosen.numel():
         return tuple(torch.zeros_like(t) if need else None for t, need in zip(({operands},), needs))
+    if kept is None:
+        kept = forward_keeping({operands}, config)[1]
+    {totals} = kept.unbind(0)
+    {firsts} = {views}
+    last = {last}
+    rows, width, wide = chosen.numel(), last.shape[2], x.shape[1]
     fan = rows // x.shape[0]
-    order, ends, _ = sorted_pairs(chosen, down.shape[0])
-    scale = scale.reshape(rows)
+    order, ends, _ = sorted_pairs(chosen, last.shape[0])
+    shape, scale = scale.shape, scale.reshape(rows)
     config = config or config_for(x, rows, ends.shape[0])
     grad = grad.to(x.dtype)
-    (weighted, {grads}) = (torch.empty((rows, width), dtype=x.dtype, device=x.device) for _ in range({many}))
+    (weighted, {slopes}) = (torch.empty((rows, width), dtype=x.dtype, device=x.device) for _ in range({many}))
     shares = torch.empty((rows, triton.cdiv(width, NARROW)), dtype=torch.float32, device=x.device)
     launch(
-        hidden_backward, config, [weighted, {grads}, shares, {totals}, scale, {bias}, grad, down.transpose(1, 2)],
+        hidden_backward, config, [weighted, {slopes} shares, {totals} scale, {bias}, grad, last.transpose(1, 2)],
         ends, order, fan, rows, width, grad.shape[1], heavy=True,
     )
-    down_grad, bias_grad = outer(grad, weighted, ends, order, fan, "y", scale, {biased})
-    pairs = torch.empty((rows, x.shape[1]), dtype=x.dtype, device=x.device)
-    launch(x_backward, config, [pairs, {grads}, {weights}], ends, order, fan, rows, x.shape[1], width)
+    x_grad = None
+    if needs[0]:
+        pairs = torch.empty((rows, wide), dtype=x.dtype, device=x.device)
+        launch(x_backward, config, [pairs, {slopes} {turned}], ends, order, fan, rows, wide, width)
+        x_grad = together(pairs, fan)
+    scale_grad = shares.sum(1).to(scale.dtype).view(shape) if needs[2] else None
+{rooms}
 {outers}
-    found = {found}
-    return tuple(g if need else None for g, need in zip(found, needs))
+    return ({found})
 '''
+
+LEARNED = '''
+def learn(weight, bias, *operands):
+    """Write a ragged product and the sums of its rows where there is memory for them."""
+    if weight is None and bias is None:
+        return
+    sums = outer(*operands, out=weight, total=bias is not None)[1]
+    if bias is not None:
+        bias.copy_(sums)
+'''
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """One product of each group: some rows of its matrix in an operand, which may lie transposed, and of its bias."""
+
+    weight: str
+    bias: str | None = None
+    rows: tuple[int, int, int] | None = None
+    turned: bool = False
+
+    def view(self, operand: str) -> str:
+        return operand if not (self.rows or self.turned) else f"part({operand}, {self.slice}, {self.turned})"
+
+    def bias_view(self, operand: str) -> str:
+        return f"part({operand}, {self.slice})" if self.rows else operand
+
+    @property
+    def slice(self) -> str:
+        return "slice({}, {}, {})".format(*self.rows) if self.rows else "slice(None)"
+
+
+@dataclass(frozen=True)
+class Experts:
+    """down(function(first products)): the matrices of each product as they lie in the operands."""
+
+    firsts: tuple[Matrix, ...]
+    down: Matrix
+
+    @property
+    def operands(self) -> list[str]:
+        """The order in which the kernel takes its tensors."""
+        weights = dict.fromkeys(m.weight for m in self.firsts)
+        biases = dict.fromkeys(m.bias for m in self.firsts if m.bias)
+        last = [self.down.weight, *([self.down.bias] if self.down.bias else [])]
+        return ["x", "chosen", "scale", *weights, *biases, *last]
+
+    @property
+    def biased(self) -> bool:
+        return self.firsts[0].bias is not None
+
+    @classmethod
+    def apart(cls, products: int, *, biased: bool = False, down_bias: bool = False) -> Experts:
+        """Each matrix, and each bias, an operand of its own."""
+        firsts = tuple(Matrix(f"weight{i}", f"bias{i}" if biased else None) for i in range(products))
+        return cls(firsts, Matrix("down", "down_bias" if down_bias else None))
 
 
 def linear() -> Kernel:
@@ -113,25 +194,15 @@ def joined(*parts: str) -> str:
     return "\n\n\n".join(part.strip("\n") for part in parts) + "\n"
 
 
-def operands(products: int, *, biased: bool, down_bias: bool) -> list[str]:
-    """The order in which a mixture's kernel takes its tensors."""
-    numbers = range(products)
-    biases = [f"bias{i}" for i in numbers] if biased else []
-    last = ["down", *(["down_bias"] if down_bias else [])]
-    return ["x", "chosen", "scale", *(f"weight{i}" for i in numbers), *biases, *last]
-
-
 def render(
-    name: str, origin: str, forward: fx.Graph, backward: fx.Graph, *,
-    scale: torch.dtype, biased: bool = False, down_bias: bool = False,
+    name: str, origin: str, plan: Experts, forward: fx.Graph, backward: fx.Graph, *, scale: torch.dtype
 ) -> Kernel:  # fmt: skip
-    """A mixture whose experts are down(function(first products)); the graphs are the function's, by gatec.derive."""
+    """A mixture by its plan; the graphs are its function's, by gatec.derive."""
     values = [n.meta["val"] for n in forward.find_nodes(op="placeholder")]
     dtype, count = values[0].dtype, len(values)
     if dtype not in DTYPES or any(v.dtype != dtype for v in values):
         raise GatecError("experts in one type of at most 32 bits", found=", ".join(str(v.dtype) for v in values))
-    names = operands(count, biased=biased, down_bias=down_bias)
-    floats = [n for n in names if n != "chosen"]
+    floats = [n for n in plan.operands if n != "chosen"]
     head = HEAD.format(
         name=name,
         origin=origin,
@@ -140,14 +211,15 @@ def render(
         out=torch.promote_types(dtype, scale),
         wide="float32",
     )
+    last = plan.down.bias is not None
     written = [
-        hidden_forward(forward, count, biased),
-        down_forward(down_bias),
-        hidden_backward(forward, backward, count, down_bias),
+        hidden_forward(forward, count, plan.biased),
+        down_forward(last),
+        hidden_backward(forward, backward, count, last),
         x_backward(count),
     ]
     functions = needed((line for text in written for line in text.splitlines()), "float32")
-    launchers = (CHECKS, SORTED, LAUNCH, launcher(names, floats, count, biased, down_bias))
+    launchers = (CHECKS, SORTED, LAUNCH, LEARNED, launcher(plan))
     return Kernel(name, joined(head, FIND, SORT, *functions, *written, OUTER, *launchers))
 
 
@@ -227,34 +299,43 @@ def x_backward(count: int) -> str:
     return product("x_backward", terms, ("pairs", *grads, *numbered("weight", count)), tail)
 
 
-def launcher(names: Sequence[str], floats: Sequence[str], count: int, bias: bool, down_bias: bool) -> str:
-    totals, weights = numbered("total", count), numbered("weight", count)
-    outers = [
-        f"    weight{i}_grad, bias{i}_grad = outer(total{i}_grad, x, ends, order, fan, 'x', None, {bias})"
-        for i in range(count)
-    ]
-    found = {
-        "x": "together(pairs, fan)", "chosen": "None",
-        "scale": "shares.sum(1).to(scale.dtype).view(chosen.shape)",
-        "down": "down_grad", "down_bias": "bias_grad.to(x.dtype)",
-        **{w: f"{w}_grad" for w in weights}, **{f"bias{i}": f"bias{i}_grad.to(x.dtype)" for i in range(count)},
-    }  # fmt: skip
-    biases = numbered("bias", count) if bias else []
+def launcher(plan: Experts) -> str:
+    names, count = plan.operands, len(plan.firsts)
+    number = {name: i for i, name in enumerate(names)}
+    learned = [n for n in names if n not in ("x", "chosen", "scale")]
+    matrices = numbered("first", count)
+    biases = [m.bias_view(str(m.bias)) for m in plan.firsts if m.bias]
+    down_bias = plan.down.bias
     return EXPERTS.format(
         operands=", ".join(names),
-        floats=", ".join(floats),
-        totals=", ".join(totals),
-        rooms=", ".join(["torch.empty_like(hidden) if keep else None"] * count),
-        firsts=", ".join(["x", *biases, *weights]),
-        lasts=", ".join(["scale", *(["down_bias"] if down_bias else []), "down"]),
-        needs=tuple(n != "chosen" for n in names),
-        grads=", ".join(f"{t}_grad" for t in totals),
-        many=count + 1,
+        floats=", ".join(n for n in names if n != "chosen"),
         count=count,
-        bias="down_bias" if down_bias else "None",
-        biased=down_bias,
-        # Transposed, each weight maps its own product's gradient back.
-        weights=", ".join(f"{w}.transpose(1, 2)" for w in weights),
-        outers="\n".join(outers),
-        found="(" + ", ".join(found[n] for n in names) + ")",
+        many=count + 1,
+        firsts=listed(matrices),
+        views="(" + listed(m.view(m.weight) for m in plan.firsts) + ")",
+        last=plan.down.view(plan.down.weight),
+        totals=listed(numbered("total", count)),
+        slopes=listed(f"total{i}_grad" for i in range(count)),
+        turned=listed(f"{m}.transpose(1, 2)" for m in matrices),
+        biases=listed(biases),
+        last_bias=listed([down_bias] if down_bias else []),
+        bias=str(down_bias),
+        needs=tuple(n != "chosen" for n in names),
+        rooms="\n".join(f"    {n}_grad = torch.empty_like({n}) if needs[{number[n]}] else None" for n in learned),
+        outers="\n".join(f"    learn({text})" for text in learning(plan)),
+        found=", ".join("None" if n == "chosen" else f"{n}_grad" for n in names),
     )
+
+
+def listed(names: Iterable[str]) -> str:
+    return "".join(f"{name}, " for name in names).rstrip()
+
+
+def learning(plan: Experts) -> Iterator[str]:
+    """What is passed on for the gradients of each matrix and its bias."""
+    for i, m in enumerate(plan.firsts):
+        bias = m.bias_view(f"{m.bias}_grad") if m.bias else "None"
+        yield f"{m.view(m.weight + '_grad')}, {bias}, total{i}_grad, x, ends, order, fan, 'x', None"
+    m = plan.down
+    # The sums of grad, each row weighed as its pair was.
+    yield f"{m.view(m.weight + '_grad')}, {m.bias and m.bias + '_grad'}, grad, weighted, ends, order, fan, 'y', scale"

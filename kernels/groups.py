@@ -207,11 +207,12 @@ def strides_of(x):
     return (0, 0) if x is None else (*x.stride(), 0) if x.dim() == 1 else x.stride()
 
 
-def outer(y, x, ends, order=None, fan=1, shared="", scale=None, total=False, config=None):
+def outer(y, x, ends, order=None, fan=1, shared="", scale=None, out=None, total=False, config=None):
     """The gradient of a weight, and the sums of scale * y beside it if asked; `shared` names what `order` reads."""
     rows = y.shape[0] if order is None else order.shape[0]
     groups, height, width = ends.shape[0], y.shape[1], x.shape[1]
-    out = torch.empty((groups, height, width), dtype=x.dtype, device=x.device)
+    if out is None:
+        out = torch.empty((groups, height, width), dtype=x.dtype, device=x.device)
     sums = torch.empty((groups, height), dtype=torch.float32, device=x.device) if total else None
     tile, options = sizes(config or config_for(x, rows, groups).replace("16x128", "64x64"), x)
     grid = (groups * triton.cdiv(height, tile["ROWS"]) * triton.cdiv(width, tile["COLS"]),)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from gatec.aot import wide
 from gatec.derive import derive
 from gatec.kernels import router
-from gatec.kernels.grouped import linear, render
+from gatec.kernels.grouped import Experts, linear, render
 
 LIMITS = {"sm_90": 232448, "gfx942": 65536}  # bytes of shared memory that a program may have
 CONFIGS = ["128x128", "64x128", "64x64", "16x128"]
@@ -35,7 +35,7 @@ class Configured:
         own = {"config": self.config} if self.config else {}
         return self.module.forward(*operands, **own)
     def pull(self, grad, *operands):
-        own = {"config": self.config} if hasattr(self.module, "saving") else {}
+        own = {"config": self.config} if hasattr(self.module, "forward_keeping") else {}
         return self.module.backward(grad, *operands, **own)
 for line in sys.stdin:
     job = json.loads(line)
@@ -99,7 +99,8 @@ def test_products_compile(dtype: str, configs: list[str], tmp_path: Path) -> Non
 def test_mixtures_compile(dtype: str, bias: bool, configs: list[str], targets: list[str], tmp_path: Path) -> None:
     kind = getattr(torch, dtype)
     derived = derive(swiglu, [torch.empty(3, 5, dtype=kind)] * 2)
-    made = render("experts", "tests", derived.forward, derived.backward, scale=kind, biased=bias, down_bias=bias)
+    plan = Experts.apart(2, biased=bias, down_bias=bias)
+    made = render("experts", "tests", plan, derived.forward, derived.backward, scale=kind)
     file = tmp_path / "experts.py"
     file.write_text(made.source)
     first = [((E, M, D), dtype)] * 2 + [((E, M), dtype)] * (2 * bias)

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from gatec.derive import derive
 from gatec.errors import GatecError
-from gatec.kernels.grouped import linear, operands, render
+from gatec.kernels.grouped import Experts, Matrix, linear, render
 from gatec.kernels.lint import complaints
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -95,9 +95,8 @@ def check(fn, drawn_, made=None) -> None:
 def kernel(fn, dtype, scale=None, bias=False):
     count = fn.__code__.co_argcount
     derived = derive(fn, [torch.empty(3, 5, dtype=dtype)] * count)
-    made = render(
-        "kernel", "tests", derived.forward, derived.backward, scale=scale or dtype, biased=bias, down_bias=bias
-    )
+    plan = Experts.apart(count, biased=bias, down_bias=bias)
+    made = render("kernel", "tests", plan, derived.forward, derived.backward, scale=scale or dtype)
     assert not complaints(made.source)
     return made
 
@@ -166,8 +165,8 @@ def test_no_token() -> None:
 
 def test_saved_accumulators_are_the_ones_computed_again() -> None:
     given, module = flat(*drawn(torch.bfloat16)), kernel(swiglu, torch.bfloat16).load()
-    out, *saved = module.saving(*given)
-    again, kept = module.backward(out, *given), module.backward(out, *given, saved=saved)
+    out, saved = module.forward_keeping(*given)
+    again, kept = module.backward(out, *given), module.backward(out, *given, kept=saved)
     assert all(torch.equal(a, b) for a, b in zip(again, kept, strict=True) if a is not None)
 
 
@@ -179,5 +178,54 @@ def test_what_it_cannot_hold_is_refused() -> None:
 
 
 def test_operands_are_named_in_order() -> None:
-    names = operands(2, biased=True, down_bias=False)
+    names = Experts.apart(2, biased=True).operands
     assert names == ["x", "chosen", "scale", "weight0", "weight1", "bias0", "bias1", "down"]
+
+
+def halves(packed, interleaved: bool) -> list:
+    """The two matrices, or biases, of one operand, by group."""
+    width = packed.shape[1] // 2
+    return [packed[:, 0::2], packed[:, 1::2]] if interleaved else [packed[:, :width], packed[:, width:]]
+
+
+def in_one(interleaved: bool, turned: bool) -> Experts:
+    rows = [(0, 46, 2), (1, 46, 2)] if interleaved else [(0, 23, 1), (23, 46, 1)]
+    firsts = tuple(Matrix("weight0", "bias0", r, turned) for r in rows)
+    return Experts(firsts, Matrix("down", "down_bias", None, turned))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("interleaved, turned", [(False, False), (True, True)], ids=["halves", "interleaved, transposed"])
+def test_matrices_lie_in_one_operand_and_so_do_their_gradients(interleaved, turned, dtype) -> None:
+    torch.manual_seed(0)
+    x, chosen, scale, *_ = drawn(dtype)
+    sizes = [(3, 46, 37), (3, 37, 23)]
+    weights = [poisoned((e, k, n) if turned else (e, n, k), dtype, 0.3) for e, n, k in sizes]
+    given = [x, chosen, scale, weights[0], poisoned((3, 46), dtype), weights[1], poisoned((3, 37), dtype)]
+    derived = derive(clamped, [torch.empty(3, 5, dtype=dtype)] * 2)
+    made = render("kernel", "tests", in_one(interleaved, turned), derived.forward, derived.backward, scale=dtype)
+    assert not complaints(made.source)
+    grad = torch.randn(19, 37).to(dtype)
+
+    def results(dtype):
+        leaves = [t.to(dtype).detach().requires_grad_() if t.is_floating_point() else t for t in given]
+        x, chosen, scale, packed, bias, down, down_bias = leaves
+        packed, down = (w.transpose(1, 2) if turned else w for w in (packed, down))
+        firsts = zip(halves(packed, interleaved), halves(bias, interleaved), strict=True)
+        y = mixture(clamped, x, chosen, scale, *firsts, (down, down_bias))
+        return [y.detach(), *torch.autograd.grad(y, [t for t in leaves if t.requires_grad], grad.to(y.dtype))]
+
+    out, kept = made.load().forward_keeping(*given)
+    ours = [out, *(g for g in made.load().backward(grad, *given, kept=kept) if g is not None)]
+    for mine, other, true in zip(ours, results(dtype), results(torch.float64), strict=True):
+        assert mine.shape == true.shape and mine.dtype == dtype
+        assert error(mine, true) <= 2 * max(error(other, true), 2 * torch.finfo(dtype).eps)
+
+
+def test_what_needs_no_gradient_gets_none() -> None:
+    given, module = flat(*drawn(torch.float32)), kernel(swiglu, torch.float32).load()
+    out, kept = module.forward_keeping(*given)
+    every = module.backward(out, *given, kept=kept)
+    some = module.backward(out, *given, needs=(True, False, False, False, True, False), kept=kept)
+    assert [g is None for g in some] == [False, True, True, True, False, True]
+    assert torch.equal(some[0], every[0]) and torch.equal(some[4], every[4])
