@@ -24,12 +24,15 @@ DEVICE = "CUDA"  # the dispatch key under which ways are chosen
 class Keeping(Made):
     """`keep(*operands)` gives the result and what backward needs, as does each way of `keeping`; `room` the memory for that.
 
-    `pull(grad, kept, *operands, needs=...)` gives the gradients that are needed, in order.
+    `pull(grad, kept, *operands, needs=...)` gives the gradients that are needed, in order. `exact` computes in
+    float64 too, and `blank` gives the form of the result, where the region's own nodes cannot.
     """
 
     room: Run
     keep: Run
     keeping: Mapping[str, Run]
+    exact: Run | None = None
+    blank: Run | None = None
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ def sides(name: str, made: Keeping, eager: Run) -> tuple[Side, Side, Side]:
     """What is chosen among: without gradients, with them, and backward against autograd's own through the nodes."""
     backward = {n: FromOperands(made.keep, way) for n, way in made.backward.items()}
     return (
-        Side(name, "forward", made.forward, eager, eager),
+        Side(name, "forward", made.forward, eager, made.exact or eager),
         Side(name, "keeping", made.keeping, made.keep, made.keep),
         Side(
             name, "backward", backward, Differentiated(eager), FromOperands(made.keep, made.pull), WithGradient(eager)
@@ -74,8 +77,9 @@ def op_keeping(name: str, made: Keeping, eager: Callable[..., Tensor]) -> Any:
     LIBRARY.impl(f"{name}_backward", _pulled(made.pull), "CompositeExplicitAutograd")
     LIBRARY.impl(f"{name}_backward", _chosen(backward, made.pull), DEVICE)
     op, keep, back = (getattr(torch.ops.gatec, f"{name}{s}").default for s in ("", "_keeping", "_backward"))
-    torch.library.register_fake(op, _dense(eager))
-    torch.library.register_fake(keep, lambda *xs: (eager(*xs).contiguous(), made.room(*xs)))
+    blank = made.blank or _dense(eager)
+    torch.library.register_fake(op, blank)
+    torch.library.register_fake(keep, lambda *xs: (blank(*xs), made.room(*xs)))
     torch.library.register_fake(back, _blank)
     LIBRARY.impl(name, _differentiable(op, keep, back, backward, eager), "Autograd")
     for batched in ("FuncTorchBatched", "Batched"):

@@ -20,9 +20,9 @@ from gatec.gemms import packed_weights
 from gatec.keeping import Keeping, op_keeping
 from gatec.kernel import Kernel
 from gatec.making import Made, made_for
-from gatec.mixtures import with_mixtures
+from gatec.mixtures import mixtures
 from gatec.onnx import register_decomposition
-from gatec.regions import Region, surveyed
+from gatec.regions import Region, around, gates
 from gatec.rewrite import children_of
 from gatec.roofline import Price, price
 from gatec.tidy import examples
@@ -59,6 +59,16 @@ class Fusion:
         leaves = flatten(call.args, call.kwargs).leaves
         return self.everywhere or any(isinstance(t, Tensor) and t.is_cuda for t in leaves)
 
+    def found(self, module: nn.Module, graph: fx.Graph, graph_of: Any) -> list[Lowered]:
+        """Whole mixtures first, then what grows around the gates that are left."""
+        every = gates(module, graph, graph_of)
+        whole = self.derived(mixtures(every, graph, module))
+        held = {n for region, _ in whole for n in region.nodes}
+        every, grown = around(every, graph, module, held=held)
+        lowered = whole + self.derived(grown)
+        self.gates = [(g.kind, g.where, self._reason(g.node, lowered, grown)) for g in every]
+        return lowered
+
     def derived(self, found: Iterable[Region]) -> list[Lowered]:
         """Each region with its kernel; `left` says which have none."""
         lowered = []
@@ -86,9 +96,7 @@ class Fusion:
     ) -> None:  # fmt: skip
         """Rewrite `graph`; a first time (`root` is given) that there is nothing to do is a refusal."""
         examples(module, graph)
-        gates, found = surveyed(module, graph, graph_of or children_of(module, graph))
-        lowered = self.derived(with_mixtures(found, graph, module))
-        self.gates = [(g.kind, g.where, self._reason(g.node, lowered, found)) for g in gates]
+        lowered = self.found(module, graph, graph_of or children_of(module, graph))
         if self.here(call):
             # Every op before the first region is replaced: one may read what another computes.
             for region, made in lowered:
@@ -120,7 +128,8 @@ def placed(graph: fx.Graph, chosen: Sequence[tuple[Region, Callable[..., Tensor]
         region.output.replace_all_uses_with(new)
         moved[region.output] = new
         for node in reversed(region.nodes):
-            graph.erase_node(node)
+            if not node.users:  # a size that somebody else asks for stays
+                graph.erase_node(node)
 
 
 # -- one op per kernel ------------------------------------------------------------------------------------------------

@@ -52,7 +52,7 @@ def made_for(region: Region) -> Made:
     key = region.key
     if key not in _MADE:
         with aside():
-            _same_types(region)
+            _same_types(region.typed)
             _MADE[key] = MAKERS[region.anchor](region)
     return _MADE[key]
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor, fx
 
 from gatec.errors import GatecError
-from gatec.projections import multiplies, operands
+from gatec.projections import multiplies
 from gatec.regions import Region
 
 
@@ -27,6 +27,8 @@ class Machine:
     matrix: float = math.inf
 
 
+CONTRACTIONS = {"grouped_linear", "grouped_mm", "_grouped_mm", "bmm"}
+
 # H200: a copy was measured at 4.3 TB/s and a product at 788 TFLOP/s; the others are their makers' figures.
 MACHINES = {
     "h200": Machine("H200", 4.3e12, 67e12, 788e12),
@@ -39,7 +41,7 @@ MACHINES = {
 
 @dataclass(frozen=True)
 class Price:
-    """One call of a region: `before` and `after` are the bytes that its nodes, and one kernel, read and write.
+    """One call of a region: `before` and `after` are the bytes that its nodes, and its kernels, read and write.
 
     `products` are the operations of matrix products and `apart` the bytes that they move by themselves, as part of `before`.
     """
@@ -50,6 +52,7 @@ class Price:
     flops: int
     products: int = 0
     apart: int = 0
+    kernels: int = 1
 
     @property
     def saved(self) -> int:
@@ -70,7 +73,7 @@ class Price:
     def text(self, machine: Machine) -> str:
         """A line for people: launches, bytes, intensity, and the expected time before and after."""
         times = (in_seconds(self.seconds(machine, fused=f)) for f in (False, True))
-        return (f"{self.launches} launches -> 1, {in_bytes(self.before)} -> {in_bytes(self.after)}, "
+        return (f"{self.launches} launches -> {self.kernels}, {in_bytes(self.before)} -> {in_bytes(self.after)}, "
                 f"{self.intensity:.2f} flop/B, {' -> '.join(times)} on {machine.name}")  # fmt: skip
 
 
@@ -78,11 +81,11 @@ def price(region: Region) -> Price:
     """From the sizes in the captured call."""
     work = [n for n in region.nodes if isinstance(n.meta.get("val"), Tensor) and not _free(n)]
     before = sum(_bytes([n, *n.all_input_nodes]) for n in work)
-    flops = sum(_elements(n) for n in work if not multiplies(n))
-    products = [n for n in work if multiplies(n)]
+    products = [n for n in work if _contracts(n)]
+    flops = sum(_elements(n) for n in work if n not in products)
     apart = sum(_bytes([n, *n.all_input_nodes]) for n in products)
-    after = _bytes([region.output, *region.inputs])
-    return Price(len(work), before, after, flops, sum(map(_multiplications, products)), apart)
+    after = _bytes([region.output, *region.inputs]) + 2 * _bytes(region.within)
+    return Price(len(work), before, after, flops, sum(map(_multiplications, products)), apart, region.launches)
 
 
 def machine(name: str) -> Machine:
@@ -110,9 +113,15 @@ def _elements(node: fx.Node) -> int:
     return max(math.prod(map(int, v.shape)) for v in values)
 
 
+def _contracts(node: fx.Node) -> bool:
+    """Whether a node is a product of matrices: of one, of one for each group of rows, or of a batch of them."""
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    return multiplies(node) or name in CONTRACTIONS
+
+
 def _multiplications(node: fx.Node) -> int:
     """Of a matrix product: a multiplication and an addition for each element of the result and of a row."""
-    return 2 * math.prod(map(int, node.meta["val"].shape)) * int(operands(node)[1].meta["val"].shape[1])
+    return 2 * math.prod(map(int, node.meta["val"].shape)) * int(node.all_input_nodes[0].meta["val"].shape[-1])
 
 
 def in_bytes(size: float) -> str:

@@ -8,7 +8,7 @@ gradient behind it, ragged products for the weights, sums of rows for the routin
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch

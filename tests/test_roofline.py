@@ -63,3 +63,28 @@ def test_census_and_report_print_it():
 def test_an_unknown_machine_is_an_error():
     with pytest.raises(gatec.GatecError, match="h200, h100"):
         machine("abacus")
+
+
+class Looked(nn.Module):
+    """Experts as matrices that are looked up for each of 10 x 2 pairs."""
+
+    def __init__(self):
+        super().__init__()
+        self.router = nn.Linear(16, 4)
+        self.first, self.down = nn.Parameter(torch.randn(4, 64, 16)), nn.Parameter(torch.randn(4, 16, 32))
+
+    def forward(self, x):
+        scale, chosen = self.router(x).softmax(-1).topk(2)
+        which, rows = chosen.flatten(), x.repeat_interleave(2, 0)
+        a, b = torch.bmm(self.first[which], rows.unsqueeze(-1)).squeeze(-1).chunk(2, -1)
+        out = torch.bmm(self.down[which], (F.silu(a) * b).unsqueeze(-1)).squeeze(-1)
+        return (out * scale.flatten().unsqueeze(-1)).unflatten(0, (-1, 2)).sum(1)
+
+
+def test_a_mixture_is_priced_with_its_products_and_with_what_lies_between_them():
+    (saving,) = (s for s in gatec.scan(Looked(), X).savings if s.anchor == "mixture")
+    p, pairs = saving.price, 10 * 2
+    assert (p.kernels, p.products) == (4, 2 * pairs * (64 * 16 + 16 * 32))
+    operands = 10 * 16 + 10 * 2 + 4 * 64 * 16 + 4 * 16 * 32
+    assert p.after == 4 * (operands + 10 * 16 + 2 * pairs * (32 + 16)) + 8 * pairs
+    assert p.after < p.before / 5

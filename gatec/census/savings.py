@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from torch import fx
+from torch import fx, nn
 
 from gatec.match.terms import join
+from gatec.mixtures import mixtures
 from gatec.program import Program
 from gatec.recognise import Find
-from gatec.regions import Region, regions
+from gatec.regions import Region, around, gates
 from gatec.rewrite import copied
 from gatec.roofline import Price, price
 from gatec.tidy import examples
@@ -37,6 +38,12 @@ def _inside(program: Program, path: str, child: str) -> fx.Graph | None:
     return program.graph_of(join(path, child))
 
 
+def _regions(module: nn.Module, graph: fx.Graph, graph_of: Any) -> list[Region]:
+    found = gates(module, graph, graph_of)
+    whole = list(mixtures(found, graph, module))
+    return [*whole, *around(found, graph, module, held={n for m in whole for n in m.nodes})[1]]
+
+
 def savings(program: Program, found: Iterable[Find]) -> list[Saving]:
     """Modules that share a graph share its regions."""
     known: dict[int, list[Region]] = {}
@@ -48,6 +55,6 @@ def savings(program: Program, found: Iterable[Find]) -> list[Saving]:
         if id(graph) not in known:
             own = copied(graph)
             examples(program.module(path), own)
-            known[id(graph)] = regions(program.module(path), own, partial(_inside, program, path))
+            known[id(graph)] = _regions(program.module(path), own, partial(_inside, program, path))
         listed += [Saving(path, r.name, r.anchor, price(r)) for r in known[id(graph)]]
     return listed

@@ -48,7 +48,7 @@ def tables(
 def _priced(saving: Saving) -> tuple[str, ...]:
     p, h200 = saving.price, machine("h200")
     before, after = (in_seconds(p.seconds(h200, fused=f)) for f in (False, True))
-    launches = (f"{p.launches} -> 1", in_bytes(p.before), in_bytes(p.after), f"{p.intensity:.2f}")
+    launches = (f"{p.launches} -> {p.kernels}", in_bytes(p.before), in_bytes(p.after), f"{p.intensity:.2f}")
     return (saving.region, saving.anchor, *launches, f"{before} -> {after}")
 
 

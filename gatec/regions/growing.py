@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 
 from torch import Tensor, fx, nn
@@ -33,22 +33,36 @@ def surveyed(
     module: nn.Module, graph: fx.Graph, graph_of: Callable[[str], fx.Graph | None], *, opens: bool = True
 ) -> tuple[list[Find], list[Region]]:
     """The gates of one unit's graph, which changes for them, and the regions around them."""
+    return around(gates(module, graph, graph_of), graph, module, opens=opens)
+
+
+def gates(module: nn.Module, graph: fx.Graph, graph_of: Callable[[str], fx.Graph | None]) -> list[Find]:
+    """The gates of one unit's graph, in which modules that a region may hold become functions."""
     canon = Canon(graph_of, module.get_submodule)
     canon.run("", graph)
     if spelled(module, graph, canon):
         canon = Canon(graph_of, module.get_submodule)
         canon.run("", graph)
-    found = [f for f in finds(canon, calls=True) if f.site == ""]
+    return [f for f in finds(canon, calls=True) if f.site == ""]
+
+
+def around(
+    found: Sequence[Find], graph: fx.Graph, module: nn.Module, *, opens: bool = True, held: Collection[fx.Node] = ()
+) -> tuple[list[Find], list[Region]]:
+    """The gates and the regions around them; nodes of `held` belong to others already."""
+    found = list(found)
     for rewritten in (written, hoisted):
-        moved = rewritten(found, graph, module)
+        moved = rewritten([f for f in found if f.node not in held], graph, module)
         found = [replace(f, node=moved.get(f.node, f.node)) for f in found]
-    return found, grown(found, graph, module, opens=opens)
+    return found, grown(found, graph, module, opens=opens, held=held)
 
 
-def grown(found: Iterable[Find], graph: fx.Graph, module: nn.Module, *, opens: bool = True) -> list[Region]:
+def grown(
+    found: Iterable[Find], graph: fx.Graph, module: nn.Module, *, opens: bool = True, held: Iterable[fx.Node] = ()
+) -> list[Region]:
     """The region around each gate of one graph; a node belongs to one region. `opens`: layers may become functions."""
     surroundings = Surroundings.of(graph, module)
-    taken: set[fx.Node] = set()
+    taken = set(held)
     regions: list[Region] = []
     for find in list(found):
         region = _grow(find, surroundings, taken) if find.node not in taken else None

@@ -39,6 +39,20 @@ class Region:
         return "row" if any(map(rowwise, self.nodes)) else "pointwise"
 
     @property
+    def typed(self) -> Region:
+        """The nodes that must have the same types without autocast."""
+        return self
+
+    @property
+    def within(self) -> tuple[fx.Node, ...]:
+        """Values that its kernels write, and read again."""
+        return ()
+
+    @property
+    def launches(self) -> int:
+        return 1
+
+    @property
     def examples(self) -> list[Tensor]:
         return [n.meta["val"] for n in self.inputs]
 

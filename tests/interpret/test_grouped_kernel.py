@@ -195,7 +195,9 @@ def in_one(interleaved: bool, turned: bool) -> Experts:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("interleaved, turned", [(False, False), (True, True)], ids=["halves", "interleaved, transposed"])
+@pytest.mark.parametrize(
+    "interleaved, turned", [(False, False), (True, True)], ids=["halves", "interleaved, transposed"]
+)
 def test_matrices_lie_in_one_operand_and_so_do_their_gradients(interleaved, turned, dtype) -> None:
     torch.manual_seed(0)
     x, chosen, scale, *_ = drawn(dtype)

@@ -8,9 +8,14 @@ from torch import nn
 from torch.nn import functional as F
 
 import gatec
+from gatec import lower
+from gatec.capture import Call, trace
 from gatec.dispatch.forms import Form
 from gatec.dispatch.verify import Trial, verified
 from gatec.grouping import chosen, side
+from gatec.making import made_for
+from gatec.mixtures import mixtures
+from gatec.regions import gates
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -70,3 +75,38 @@ def test_the_kernel_of_a_converted_model_computes_its_mixture() -> None:
     grad = torch.randn(13, 24)
     (gate,) = torch.autograd.grad(model(x), model.gate.weight, grad)
     torch.testing.assert_close(kernel.backward(grad, *operands)[3].flatten(0, 1), gate)
+
+
+class Looked(nn.Module):
+    """Experts with biases, their first matrices interleaved in one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router = nn.Linear(24, 3)
+        self.first, self.bias = nn.Parameter(torch.randn(3, 24, 32) / 5), nn.Parameter(torch.randn(3, 32))
+        self.down, self.down_bias = nn.Parameter(torch.randn(3, 16, 24) / 4), nn.Parameter(torch.randn(3, 24))
+
+    def forward(self, x):
+        scale, chosen = self.router(x).softmax(-1).topk(2)
+        which, rows = chosen.flatten(), x.repeat_interleave(2, 0)
+        h = torch.bmm(rows.unsqueeze(1), self.first[which]).squeeze(1) + self.bias[which]
+        h = h[..., ::2].clamp(max=7.0).sigmoid() * (h[..., 1::2] + 1)
+        out = torch.bmm(h.unsqueeze(1), self.down[which]).squeeze(1) + self.down_bias[which]
+        return (out * scale.flatten().unsqueeze(-1)).unflatten(0, (-1, 2)).sum(1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_every_way_of_a_mixture_passes_the_verification_of_a_device(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model = Looked().to(dtype)
+    graph = trace(model, Looked.forward, Call((torch.randn(11, 24).to(dtype),), {})).graph
+    (region,) = mixtures(gates(model, graph, lambda path: None), graph, model)
+    values = [torch.randn(v.shape).to(dtype) for v in region.examples]
+    values[1] = torch.stack([torch.randperm(3)[:2] for _ in range(11)])
+    sides = lower.sides(made_for(region), region.function())
+    assert [s.name for s in sides] == ["forward", "keeping", "backward"]
+    for here in sides:
+        forms = tuple(map(Form.of, here.operands(values)))
+        assert here.ways
+        for way in list(here.ways.values())[-2:]:
+            verified(pickle.loads(pickle.dumps(Trial(way, here.eager, here.exact, forms, "cpu"))))
