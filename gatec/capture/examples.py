@@ -29,6 +29,7 @@ from gatec.capture.structure import PLAIN
 from gatec.capture.values import Value
 from gatec.errors import Refused
 
+PLACES = (torch.int64, torch.int32, torch.int16, torch.int8)
 ROOM = 2**29  # bytes of zeros that an operation may be tried on
 DEPENDS = (DataDependentOutputException, DynamicOutputShapeException)
 
@@ -94,6 +95,8 @@ class Examples:
             return self._on_zeros(module, args, kwargs, e)
 
     def _run(self, function: Any, args: Any, kwargs: Any) -> Any:
+        if function is operator.getitem and isinstance(args[0], Tensor):
+            args = (args[0], tree_map(_any_place, args[1]))
         try:
             with self.quiet():
                 return self._faked(function(*args, **kwargs))
@@ -189,6 +192,12 @@ def _steady(contents: list[Any]) -> Iterator[None]:
     }
     yield
     restore(before)
+
+
+def _any_place(index: Any) -> Any:
+    """A single number in a tensor selects one place, whichever it is: the shapes are those of the first."""
+    single = isinstance(index, Tensor) and index.dim() == 0 and index.dtype in PLACES
+    return 0 if single else index
 
 
 def _zeros(value: Any) -> Any:

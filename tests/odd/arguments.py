@@ -256,3 +256,15 @@ class FunctionIn(Block):
 class IndexIn(Block):
     def forward(self, x, index):
         return self.mlp(x)[index]
+
+
+@odd(call(X, torch.tensor(1)), others=[call(X, torch.tensor(0)), call(rows(3), torch.tensor(-1))])
+class PlaceIn(Block):
+    """A number in a tensor that selects one of many."""
+
+    def __init__(self):
+        super().__init__()
+        self.tasks = nn.Parameter(torch.randn(2, 8, 3))
+
+    def forward(self, x, task):
+        return torch.sigmoid(self.mlp(x)) * self.tasks[task, :, task] + self.tasks[task][:, 0]
