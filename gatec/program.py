@@ -12,9 +12,10 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map
 
 from gatec.capture import Call, Trace, record, trace, unit_of
+from gatec.capture.around import first, spread
 from gatec.capture.outside import variable
 from gatec.capture.record import compiled
-from gatec.capture.shell import first, shell, spread
+from gatec.capture.shell import shell
 from gatec.capture.structure import flatten, frozen
 from gatec.errors import Refused
 from gatec.match import Canon, Term

@@ -11,9 +11,10 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map
 
+from gatec.capture.around import first, with_first
 from gatec.capture.examples import pretending
 from gatec.capture.guards import SELF, hold, writes
-from gatec.capture.shell import OWN, first, with_first
+from gatec.capture.shell import OWN
 from gatec.capture.structure import PLAIN
 from gatec.errors import Refused
 from gatec.match.terms import join

@@ -15,12 +15,13 @@ from torch import fx, nn
 from torch.amp import autocast_mode
 from torch.nn.utils import parametrize
 
+from gatec.capture.around import spread
 from gatec.capture.changing import changing
 from gatec.capture.guards import SELF, Changed, Miss, bare, called, element, hold, writes
 from gatec.capture.outside import variable
 from gatec.capture.patches import answers
 from gatec.capture.record import Call
-from gatec.capture.shell import OWN, shell, spread
+from gatec.capture.shell import OWN, shell
 from gatec.capture.structure import flatten, frozen
 from gatec.capture.tracer import trace
 from gatec.capture.values import Value

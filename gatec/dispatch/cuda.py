@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import threading
 from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
 
+from gatec.dispatch.identity import named, versions
 from gatec.dispatch.measure import Thunk
 
 AHEAD = 1_000_000  # cycles for which the device waits, so that the host is ahead of it and launches are not measured
@@ -29,7 +29,7 @@ class Cuda:
     """One NVIDIA or AMD device of this process."""
 
     def identity(self, device: torch.device) -> dict[str, str]:
-        return {**_named(device), **versions()}
+        return {**named(device), **versions()}
 
     def capturing(self) -> bool:
         return torch.cuda.is_current_stream_capturing()
@@ -74,23 +74,3 @@ def in_thread(work: Callable[[], Any]) -> Any:
     if error is not None:
         raise error
     return value
-
-
-@functools.cache
-def versions() -> dict[str, str]:
-    """Of everything that stands between a source and its numbers."""
-    try:
-        import triton
-
-        compiler = str(triton.__version__)
-    except ImportError:
-        compiler = "none"
-    return {"torch": str(torch.__version__), "triton": compiler}
-
-
-@functools.cache
-def _named(device: torch.device) -> dict[str, str]:
-    known = torch.cuda.get_device_properties(device)
-    runtime = torch.version.hip or torch.version.cuda or ""
-    driver = getattr(torch._C, "_cuda_getDriverVersion", lambda: "")()
-    return {"device": known.name, "arch": f"{known.major}.{known.minor}", "driver": f"{driver} {runtime}".strip()}

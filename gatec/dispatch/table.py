@@ -72,6 +72,16 @@ class Table:
         with suppress(OSError):
             write(self._file(key.digest), entry(key, record))
 
+    def about(self, region: str) -> Iterator[tuple[Key, Record]]:
+        """Every answer that is known for a region."""
+        files = (_read(file) for file in sorted(self.folder.glob("*/*.json")))
+        for found in (*self._ours().values(), *files):
+            key = found.get("key") if isinstance(found, dict) else None
+            if isinstance(key, dict) and key.get("region") == region:
+                record = _record(found, Key(key))
+                if record is not None:
+                    yield Key(key), record
+
     @contextmanager
     def alone(self, seconds: float = 0.0) -> Iterator[bool]:
         """Whether no other process is measuring, for so long; one that is killed gives way at once."""

@@ -9,16 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from gatec.capture import Call, unit_of
+from gatec.capture.around import spread
 from gatec.capture.unit import uninstall
-from gatec.ejection.runtime import ANSWERS, surroundings, taken
+from gatec.ejection.additions import additions
+from gatec.ejection.measured import choices, measure
+from gatec.ejection.runtime import ANSWERS, surroundings, taken, told
 from gatec.ejection.source import Fused, Text, text_of
 from gatec.ejection.write import write
 from gatec.errors import GatecError, Refused
 from gatec.kernel import Kernel
 from gatec.lower import Fusion, Lowered, placed
+from gatec.making import Made
 from gatec.match.terms import join
 from gatec.pipeline import copied as model_copy
 from gatec.pipeline import prepare
@@ -33,7 +37,7 @@ from gatec.tidy import examples
 class Function:
     """One region as a function of the package."""
 
-    kernel: Kernel
+    made: Made
     region: Region
     eager: Text
 
@@ -52,21 +56,34 @@ class Way:
 
 
 @dataclass
+class Place:
+    """One module: its class, the names of its forwards inside and around it, and whether it needs them."""
+
+    kind: str
+    inside: list[str] = field(default_factory=list)
+    around: list[str] = field(default_factory=list)
+    changed: bool = False
+
+
+@dataclass
 class Package:
-    """What is written: functions by name, forwards, and which module gets which."""
+    """What is written: functions by name, forwards, which module gets which, what was added, and what was measured."""
 
     model: str
     functions: dict[str, Function] = field(default_factory=dict)
     ways: list[Way] = field(default_factory=list)
-    sites: dict[str, tuple[str, list[str]]] = field(default_factory=dict)
+    sites: dict[str, Place] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
+    added: dict[str, Any] = field(default_factory=dict)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    choices: dict[str, Any] = field(default_factory=dict)
 
-    def function(self, region: Region, kernel: Kernel) -> Fused:
+    def function(self, region: Region, made: Made) -> Fused:
         """The function of a kernel; equal kernels share one."""
-        names = [n for n, f in self.functions.items() if _apart(f.kernel) == _apart(kernel)]
-        name = names[0] if names else _free(kernel.name, self.functions)
+        names = [n for n, f in self.functions.items() if _apart(f.made.kernel) == _apart(made.kernel)]
+        name = names[0] if names else _free(made.kernel.name, self.functions)
         if not names:
-            self.functions[name] = Function(kernel, region, text_of(region.graph(), f"{name}_eager", own=False))
+            self.functions[name] = Function(made, region, text_of(region.graph(), f"{name}_eager", own=False))
         return Fused(name)
 
     def way(self, kind: str, graph: fx.Graph, guards: dict[str, Any]) -> str:
@@ -82,17 +99,21 @@ class Package:
         return known.name
 
 
-def eject(model: nn.Module, folder: str | Path, inputs: Any = None) -> Path:
+def eject(model: nn.Module, folder: str | Path, inputs: Any = None, *, tune: float | None = None) -> Path:
     """Write a package into `folder`: a kernel per file, functions around them, and `apply(model)`.
 
     It is imported by the folder's name, and needs torch (and triton on a CUDA device), not gatec. Forwards are generated
-    for training and for evaluation, as far as the model runs in both. Modules of which this is not possible are named in
-    its README with the reason. Raises GatecError where nothing is left.
+    for training and for evaluation, as far as the model runs in both; what a converted model has beside its own class comes
+    along. Modules of which this is not possible are named in its README with the reason; one that was converted has no other
+    forward, so that there this is an error, as it is where nothing is left. Raises GatecError.
+
+    tune  seconds in which to measure the kernels on the model's CUDA device; the choices of earlier measurements come along.
     """
     folder = Path(folder)
     if not folder.name.isidentifier():
         raise GatecError("a folder whose name can be imported", found=repr(folder.name))
     plain, package = _plain(model), Package(type(model).__name__)
+    package.added, package.tensors = additions(plain)
     for training in (model.training, not model.training):
         try:
             program = prepare(plain.train(training), inputs)
@@ -100,43 +121,69 @@ def eject(model: nn.Module, folder: str | Path, inputs: Any = None) -> Path:
             if training == model.training:
                 raise
             continue
-        for path in dict.fromkeys(f.site for f in finds(program.canon())):
+        converted = [p for p, m in plain.named_modules() if unit_of(m) is not None]
+        for path in dict.fromkeys([*(f.site for f in finds(program.canon())), *converted]):
             _unit(program, path, package)
-    if not package.sites:
+    if not package.functions:
         reasons = "; ".join(f"{p or '(model)'}: {w}" for p, w in list(package.left.items())[:4])
         raise GatecError(f"a gated region in {package.model} that can be ejected", found=reasons or "no gate")
+    functions = {n: (f.region, f.made) for n, f in package.functions.items()}
+    if tune is not None:
+        measure(functions.values(), next((p.device for p in model.parameters()), torch.device("cpu")), tune)
+    package.choices = choices(functions)
     write(package, folder)
     return folder
 
 
 def _plain(model: nn.Module) -> nn.Module:
-    """A copy without what `fuse` did; what else was done to it is not in its own class."""
+    """A copy without what `fuse` did; what else was done to it stays."""
     plain = model_copy(model)
-    for path, module in plain.named_modules():
+    for module in plain.modules():
         unit = unit_of(module)
-        other = next((r.name for r in unit.edits if r.name != "fuse"), None) if unit else None
-        if other:
-            raise GatecError("a model in its own class, or fused", found=f"{other} at {path or 'the model'}",
-                             hint="gatec.save keeps what was put into a model")  # fmt: skip
-        if unit:
-            uninstall(module)
+        if unit is not None:
+            unit.rewrites = [r for r in unit.rewrites if r.name != "fuse"]
+            unit.graphs.clear()
+            if not unit.edits:
+                uninstall(module)
     return plain
 
 
 def _unit(program: Program, path: str, package: Package) -> None:
+    module = program.module(path)
+    unit = unit_of(module)
+    place = package.sites.get(path, Place(type(module).__qualname__, changed=unit is not None and not unit.only_fused))
     try:
-        name = _forward(program, path, package)
+        around = [_around(program, path, package)] if unit is not None and unit.outer else []
+        try:
+            inside = [_forward(program, path, package, needed=place.changed)]
+        except Refused as e:
+            if place.changed:
+                raise
+            package.left.setdefault(path, str(e))
+            inside = []
     except Refused as e:
-        package.left.setdefault(path, str(e))
-        return
-    _, names = package.sites.setdefault(path, (type(program.module(path)).__qualname__, []))
-    if name not in names:
-        names.append(name)
-    package.left.pop(path, None)
+        raise GatecError("a converted model that can run without gatec", found=str(e), where=path or "the model",
+                         hint="gatec.save keeps what was put into a model") from e  # fmt: skip
+    place.inside += [n for n in inside if n not in place.inside]
+    place.around += [n for n in around if n not in place.around]
+    if place.inside or place.around:
+        package.sites[path] = place
+        package.left.pop(path, None)
 
 
-def _forward(program: Program, path: str, package: Package) -> str:
-    """The name of the forward for the module's recorded call."""
+def _around(program: Program, path: str, package: Package) -> str:
+    """The name of the forward with what was put at the module's boundary."""
+    unit, call = unit_of(program.module(path)), program.calls.get(path, [None])[0]
+    assert unit is not None
+    if call is None:
+        raise Refused("it was not called in the recorded forward")
+    form = tuple(map(told, spread(call.args, call.kwargs)[1]))
+    guards = {"form": form, "state": (None,), "reads": (), "asked": (), "device": None}
+    return package.way(f"around{unit.original.__name__}", program.shell_of(path), guards)
+
+
+def _forward(program: Program, path: str, package: Package, needed: bool) -> str:
+    """The name of the forward for the module's recorded call; one that is not needed must have a kernel."""
     module, captured = program.module(path), program.graph_of(path)
     if captured is None:
         raise Refused(program.missed.get(path, "it was not captured"))
@@ -144,8 +191,8 @@ def _forward(program: Program, path: str, package: Package) -> str:
     examples(module, graph)
     fusion = Fusion()
     found = regions(module, graph, lambda p: program.graph_of(join(path, p)), opens=False)
-    lowered = fusion.derived(found)
-    if not lowered:
+    lowered = [(region, made) for region, made in fusion.derived(found) if type(made) is Made]
+    if not lowered and not needed:
         raise Refused(next(iter(fusion.left.values()), "no two pointwise nodes to fuse around its gate"))
     guards = _held(program, path, module, graph)
     placed(graph, list(_functions(lowered, package)))
@@ -155,20 +202,26 @@ def _forward(program: Program, path: str, package: Package) -> str:
 
 def _functions(lowered: list[Lowered], package: Package) -> Iterator[tuple[Region, Any]]:
     for region, made in lowered:
-        yield region, package.function(region, made.kernel)
+        yield region, package.function(region, made)
 
 
 def _held(program: Program, path: str, module: nn.Module, graph: fx.Graph) -> dict[str, Any]:
     """What the graph holds for."""
     call: Call = program.calls[path][0]
-    asked = tuple(sorted(program.asked.get(path, ())))
-    reads = tuple(sorted({*program.reads.get(path, ()), *_drawn_in(program, path, module, graph)}))
+    unit = unit_of(module)
+    own = (
+        (unit.reads, unit.asked)
+        if unit and unit.rewrites
+        else (program.reads.get(path, ()), program.asked.get(path, ()))
+    )
+    asked = tuple(sorted(own[1]))
+    reads = tuple(sorted({*own[0], *_drawn_in(program, path, module, graph)}))
     unknown = [name for name in asked if name not in ANSWERS] + [name for child, name in reads if child == "$"]
     if unknown:
         raise Refused(f"its forward asks for {unknown[0]}")
     _, form, device = taken(call.args, call.kwargs)
     here = any(isinstance(a, torch.device) for n in graph.nodes for a in (*n.args, *n.kwargs.values()))
-    state = surroundings(module, type(module), reads, asked)
+    state = surroundings(module, unit.original if unit else type(module), reads, asked)
     return {"form": form, "state": state, "reads": reads, "asked": asked, "device": device if here else None}
 
 

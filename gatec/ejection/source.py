@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from gatec.capture import guards
+from gatec.capture import around, guards
 from gatec.capture.unit import _sayable
 from gatec.errors import Refused
 
@@ -61,6 +61,8 @@ def line_for(name: str, value: Any) -> str:
     """The line that binds one global of a graph's code."""
     if isinstance(value, Fused):
         return f"from .functions import {value.__name__} as {name}"
+    if value is around.first or value is around.with_first:
+        return f"from .around import {value.__name__} as {name}"
     if value is guards.hold:
         return f"from .runtime import hold as {name}"
     own = getattr(value, "__name__", "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import pprint
 import re
 from collections.abc import Iterable
@@ -13,12 +14,20 @@ from typing import Any
 import torch
 
 from gatec import autograd
-from gatec.capture import structure
-from gatec.ejection import runtime, templates
+from gatec.capture import around, structure
+from gatec.dispatch import forms, identity
+from gatec.ejection import choices, runtime, templates
 from gatec.ejection.source import carried
 from gatec.errors import GatecError
 
-RELATIVE = {"gatec.capture.structure": ".structure", "gatec.autograd": ".autograd"}
+# Files of gatec that stand by themselves, under their names in a package.
+SHIPPED = {"structure.py": structure, "around.py": around, "autograd.py": autograd, "forms.py": forms,
+           "identity.py": identity, "choices.py": choices, "runtime.py": runtime}  # fmt: skip
+RELATIVE = {module.__name__: f".{file.removesuffix('.py')}" for file, module in SHIPPED.items()}
+ADDED = """
+`added.pt` holds what gatec put into the model, with the values that it had; `apply` puts it into a model that has none of it.
+Weights of the model that the conversion moved are not here: load the converted model's state_dict behind `apply`.
+"""
 
 
 def write(package: Any, folder: Path) -> None:
@@ -30,6 +39,9 @@ def write(package: Any, folder: Path) -> None:
         old.unlink()
     for name, text in _files(package, folder.name).items():
         (folder / name).write_text(text, encoding="utf-8")
+    (folder / "added.pt").unlink(missing_ok=True)
+    if package.tensors:
+        torch.save(package.tensors, folder / "added.pt")
 
 
 def _files(package: Any, name: str) -> dict[str, str]:
@@ -43,12 +55,13 @@ def _files(package: Any, name: str) -> dict[str, str]:
         "functions.py": _functions(package),
         "forwards.py": _forwards(package),
         "carried.py": carried(),
-        "runtime.py": _standing(inspect.getsource(runtime)),
-        "structure.py": inspect.getsource(structure),
-        "autograd.py": inspect.getsource(autograd),
+        "choices.json": json.dumps({"entries": package.choices}, indent=1, sort_keys=True) + "\n",
+        **{file: _standing(inspect.getsource(module)) for file, module in SHIPPED.items()},
         "test_ejected.py": templates.TEST.replace("{examples}", _examples(package)),
-        "README.md": templates.README.format(**known, sites=_sites(package), left=_left(package)),
-        **{f"kernels/{n}.py": f.kernel.source for n, f in package.functions.items()},
+        "README.md": templates.README.format(
+            **known, sites=_sites(package), left=_left(package), added=ADDED if package.added else ""
+        ),
+        **{f"kernels/{n}.py": f.made.kernel.source for n, f in package.functions.items()},
         "kernels/__init__.py": '"""The generated kernels, each of which runs by itself."""\n',
     }
 
@@ -69,7 +82,7 @@ def _standing(text: str) -> str:
 def _functions(package: Any) -> str:
     parts = []
     for name, function in package.functions.items():
-        module = function.kernel.load()
+        module = function.made.kernel.load()
         columns = getattr(module, "COLUMNS", None)
         parts.append(
             templates.FUNCTION.format(
@@ -99,10 +112,17 @@ def _parameters(body: str) -> list[str]:
 
 def _forwards(package: Any) -> str:
     rows = "".join(f'    "{w.name}": Forward(\n{_told(w)}    ),\n' for w in package.ways)
-    sites = "".join(f"    {p!r}: ({k!r}, {tuple(names)!r}),\n" for p, (k, names) in package.sites.items())
-    imports = _lines(["from .runtime import Forward", *(i for w in package.ways for i in w.text.imports)])
+    sites = "".join(f"    {path!r}: {_site(site)},\n" for path, site in package.sites.items())
+    imports = _lines(["from .runtime import Forward, Site", *(i for w in package.ways for i in w.text.imports)])
     bodies = "\n\n".join(w.text.body for w in package.ways)
-    return templates.FORWARDS.format(imports=imports, bodies=bodies, rows=rows, sites=sites)
+    return templates.FORWARDS.format(
+        imports=imports, bodies=bodies, rows=rows, sites=sites, added=pprint.pformat(package.added, width=100)
+    )
+
+
+def _site(site: Any) -> str:
+    changed = ", changed=True" if site.changed else ""
+    return f"Site({site.kind!r}, {tuple(site.inside)!r}, {tuple(site.around)!r}{changed})"
 
 
 def _told(way: Any) -> str:
@@ -123,8 +143,8 @@ def _examples(package: Any) -> str:
 
 
 def _sites(package: Any) -> str:
-    return "\n".join(f"- `{path or '(the model)'}`: {kind}, {', '.join(names)}"
-                     for path, (kind, names) in package.sites.items())  # fmt: skip
+    return "\n".join(f"- `{path or '(the model)'}`: {site.kind}, {', '.join((*site.inside, *site.around))}"
+                     for path, site in package.sites.items())  # fmt: skip
 
 
 def _left(package: Any) -> str:

@@ -15,8 +15,9 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from gatec.capture import Call, inside, unit_of
+from gatec.capture.around import first, with_first
 from gatec.capture.guards import writes
-from gatec.capture.shell import OWN, first, with_first
+from gatec.capture.shell import OWN
 from gatec.capture.structure import PLAIN
 from gatec.match.spelling import layer, name_of, overwrites, spelled
 from gatec.match.terms import Buffer, Table, Term, join, shape_of, storage

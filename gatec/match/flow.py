@@ -14,7 +14,8 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from gatec.capture.shell import OWN, first, taken
+from gatec.capture.around import first
+from gatec.capture.shell import OWN, taken
 from gatec.match.canon import Canon, Place
 from gatec.match.terms import Part, Term, join
 
