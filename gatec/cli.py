@@ -113,11 +113,13 @@ def fuse(model: Model, passes: Before = "", output: Folder = None, device: Devic
 
 @app.command()
 def eject(model: Model, output: Annotated[Path, typer.Option("--output", "-o", help="A folder to write to")],
-          device: Device = "cpu") -> None:  # fmt: skip
+          device: Device = "cpu",
+          tune: Annotated[float | None, typer.Option(help="Seconds in which to measure its kernels on a CUDA device")] = None,
+          ) -> None:  # fmt: skip
     """Write a package with the kernels and forwards of a model, that runs without gatec."""
     found = _find(model, device)
     with working("ejecting"):
-        folder = gatec.eject(found.model, output, inputs=found.inputs)
+        folder = gatec.eject(found.model, output, inputs=found.inputs, tune=tune)
     wrote(folder)
 
 

@@ -47,14 +47,14 @@ def answer(name: str, side: str, operands: Sequence[Tensor]) -> tuple[str | None
     """The way and the reason that were measured; no way where nothing was."""
     entries, wrong = read(FILE)
     own = [e for e in entries.get(name, ()) if e.get("side") == side]
+    if wrong or not own:
+        return None, wrong or "it was not measured: gatec eject --tune does that"
     here = identity(operands[0].device)
     now = [e for e in own if e.get("identity") == here]
     forms = described([Form.bare(x) for x in operands])
     found = next((e for e in now if e.get("operands") == forms), None)
     if found is not None:
         return str(found.get("way", "")), str(found.get("why", ""))
-    if wrong or not own:
-        return None, wrong or "it was not measured: gatec eject --tune does that"
     if not now:
         return None, f"it was measured for {_words(own[0].get('identity'))}, not for {_words(here)}"
     return None, f"it was measured for other sizes than {', '.join(forms)}"

@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from gatec.dispatch import CHOOSER, Budget, Side
+from gatec.dispatch import CHOOSER, Budget, Run, Side
 from gatec.dispatch.forms import Form
 from gatec.errors import GatecError
 from gatec.lower import DEVICE, sides
 from gatec.making import Made
-from gatec.regions import Region
 
 ABOUT = {"region", "side", "ways", "dtypes", "operands"}  # the rest of a key says on what it was measured
 
 
-def choices(functions: Mapping[str, tuple[Region, Made]]) -> dict[str, list[dict[str, Any]]]:
+@dataclass
+class Measurable:
+    """A function of a package: its kernel, its eager form, and operands that it was found with."""
+
+    made: Made
+    run: Run
+    examples: list[Tensor]
+
+
+def choices(functions: Mapping[str, Measurable]) -> dict[str, list[dict[str, Any]]]:
     """By function, an entry for every answer that the table has."""
-    return {name: [*_entries(_sides(*function))] for name, function in functions.items()}
+    return {name: [*_entries(sides(function.made, function.run))] for name, function in functions.items()}
 
 
-def measure(functions: Iterable[tuple[Region, Made]], device: torch.device, seconds: float) -> None:
+def measure(functions: Iterable[Measurable], device: torch.device, seconds: float) -> None:
     """Verify and measure each function for the sizes that it was found with; the answers are in the table then."""
     if not seconds > 0:
         raise GatecError("a budget in seconds", found=repr(seconds), hint="gatec.eject(model, folder, inputs, tune=60)")
@@ -30,15 +40,12 @@ def measure(functions: Iterable[tuple[Region, Made]], device: torch.device, seco
         raise GatecError("a model on a device that has kernels to choose", found=str(device), hint='model.to("cuda")')
     generator = torch.Generator().manual_seed(0)
     with CHOOSER.waiting(Budget(1000 * seconds, 1000 * seconds)):
-        for region, made in functions:
-            operands = [Form.bare(x).make(device, generator) if x.is_floating_point() else torch.zeros_like(x, device=device)
-                        for x in (torch.empty_like(x, device="meta") for x in region.examples)]  # fmt: skip
-            for side in _sides(region, made):
+        for function in functions:
+            operands = [
+                Form.bare(torch.empty_like(x, device="meta")).make(device, generator) for x in function.examples
+            ]
+            for side in sides(function.made, function.run):
                 CHOOSER.way(side, operands)
-
-
-def _sides(region: Region, made: Made) -> tuple[Side, ...]:
-    return sides(made, region.function())
 
 
 def _entries(both: Iterable[Side]) -> Iterable[dict[str, Any]]:

@@ -15,9 +15,9 @@ from gatec.capture import Call, unit_of
 from gatec.capture.around import spread
 from gatec.capture.unit import uninstall
 from gatec.ejection.additions import additions
-from gatec.ejection.measured import choices, measure
+from gatec.ejection.measured import Measurable, choices, measure
 from gatec.ejection.runtime import ANSWERS, surroundings, taken, told
-from gatec.ejection.source import Fused, Text, text_of
+from gatec.ejection.source import Fused, Text, ours, text_of
 from gatec.ejection.write import write
 from gatec.errors import GatecError, Refused
 from gatec.kernel import Kernel
@@ -32,13 +32,13 @@ from gatec.regions import Region, regions
 from gatec.rewrite import copied
 from gatec.tidy import examples
 
+ALONE = ("pointwise", "row")  # anchors whose kernels need nothing but their operands
+
 
 @dataclass
-class Function:
+class Function(Measurable):
     """One region as a function of the package."""
 
-    made: Made
-    region: Region
     eager: Text
 
 
@@ -83,7 +83,8 @@ class Package:
         names = [n for n, f in self.functions.items() if _apart(f.made.kernel) == _apart(made.kernel)]
         name = names[0] if names else _free(made.kernel.name, self.functions)
         if not names:
-            self.functions[name] = Function(made, region, text_of(region.graph(), f"{name}_eager", own=False))
+            eager = text_of(region.graph(), f"{name}_eager", own=False)
+            self.functions[name] = Function(made, region.function(), region.examples, eager)
         return Fused(name)
 
     def way(self, kind: str, graph: fx.Graph, guards: dict[str, Any]) -> str:
@@ -127,10 +128,9 @@ def eject(model: nn.Module, folder: str | Path, inputs: Any = None, *, tune: flo
     if not package.functions:
         reasons = "; ".join(f"{p or '(model)'}: {w}" for p, w in list(package.left.items())[:4])
         raise GatecError(f"a gated region in {package.model} that can be ejected", found=reasons or "no gate")
-    functions = {n: (f.region, f.made) for n, f in package.functions.items()}
     if tune is not None:
-        measure(functions.values(), next((p.device for p in model.parameters()), torch.device("cpu")), tune)
-    package.choices = choices(functions)
+        measure(package.functions.values(), next((p.device for p in model.parameters()), torch.device("cpu")), tune)
+    package.choices = choices(package.functions)
     write(package, folder)
     return folder
 
@@ -191,9 +191,15 @@ def _forward(program: Program, path: str, package: Package, needed: bool) -> str
     examples(module, graph)
     fusion = Fusion()
     found = regions(module, graph, lambda p: program.graph_of(join(path, p)), opens=False)
-    lowered = [(region, made) for region, made in fusion.derived(found) if type(made) is Made]
+    lowered = fusion.derived(r for r in found if r.anchor in ALONE)
     if not lowered and not needed:
-        raise Refused(next(iter(fusion.left.values()), "no two pointwise nodes to fuse around its gate"))
+        others = [r.anchor for r in found if r.anchor not in ALONE]
+        reasons = [f"the kernel of its {anchor} region calls what stays with gatec" for anchor in others]
+        reasons += [
+            *fusion.left.values(),
+            *(f"its forward calls {name}, which stays with gatec" for name in ours(graph)),
+        ]
+        raise Refused(next(iter(reasons), "no two pointwise nodes to fuse around its gate"))
     guards = _held(program, path, module, graph)
     placed(graph, list(_functions(lowered, package)))
     graph.lint()

@@ -57,6 +57,14 @@ def text_of(graph: fx.Graph, name: str, *, own: bool = True) -> Text:
     return Text(f"def {name}({parameters}):\n{body}\n", imports)
 
 
+def ours(graph: fx.Graph) -> list[str]:
+    """The operators of gatec that a graph calls."""
+    called = [n.target for n in graph.nodes if n.op == "call_function"]
+    modules = [(str(getattr(t, "__module__", "")), str(getattr(t, "__name__", t)), str(t)) for t in called]
+    return [text if text.startswith("gatec.") else name for module, name, text in modules
+            if text.startswith("gatec.") or module.split(".")[0] == "gatec"]  # fmt: skip
+
+
 def line_for(name: str, value: Any) -> str:
     """The line that binds one global of a graph's code."""
     if isinstance(value, Fused):

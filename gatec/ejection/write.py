@@ -138,7 +138,7 @@ def _lines(imports: Iterable[str]) -> str:
 
 
 def _examples(package: Any) -> str:
-    found = {n: [(tuple(x.shape), x.dtype) for x in f.region.examples] for n, f in package.functions.items()}
+    found = {n: [(tuple(x.shape), x.dtype) for x in f.examples] for n, f in package.functions.items()}
     return pprint.pformat(found, width=110)
 
 
