@@ -88,7 +88,9 @@ def pull(
 """
 
 LAUNCH = '''
-WARPS = 2 if torch.version.hip else 4  # of 64 or 32 threads
+def warps():
+    """Of 64 or 32 threads."""
+    return 2 if torch.version.hip else 4
 
 
 def tile():
@@ -116,7 +118,7 @@ def chosen(logits{bias}):
         size = tile()
         with torch.cuda.device_of(logits):
             route[(triton.cdiv(rows, size["ROWS"]),)](
-                weights, numbers, flat, {given}, flat.stride(), rows, **size, num_warps=WARPS, enable_fp_fusion=True
+                weights, numbers, flat, {given}, flat.stride(), rows, **size, num_warps=warps(), enable_fp_fusion=True
             )
     return weights, numbers
 
@@ -131,7 +133,7 @@ def backward(grad, logits{bias}, needs=None, saved=None):
         with torch.cuda.device_of(logits):
             pull[(triton.cdiv(flat.shape[0], size["ROWS"]),)](
                 found, grad, numbers, flat, flat.stride(), grad.stride(), flat.shape[0],
-                **size, num_warps=WARPS, enable_fp_fusion=True,
+                **size, num_warps=warps(), enable_fp_fusion=True,
             )
     return (found.view(logits.shape),{nothing})
 '''
