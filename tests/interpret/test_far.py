@@ -3,9 +3,14 @@
 import pytest
 import torch
 from equations import normed_gate
+from gemms import gates
 from law import kernel
+from recurrences import RECURRENCES
+from test_grouped_kernel import LINEAR
+from test_router import router, softmax
 from test_rowwise import kernel as of_rows
 
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 FAR = 2**28  # eight of these are one more than 32 bits hold
 COLUMNS = 9
 
@@ -36,3 +41,35 @@ def test_elements_beyond_two_to_the_thirty_one(rows: bool, wide: bool) -> None:
     found = made.load().backward(grad, far[0], *near[1:], needs=(False, *[True] * (len(near) - 1)))
     for mine, theirs in zip(found[1:], made.backward(grad, *near)[1:], strict=True):
         assert torch.equal(mine, theirs)
+
+
+def product(x):
+    gated = next(g for g in gates(3, COLUMNS, 5) if g.name == "swiglu")
+    weights = [torch.randn(5, COLUMNS, generator=torch.Generator().manual_seed(n)).half() for n in (0, 1)]
+    return gated.kernel(torch.float16).forward(x, *weights)
+
+
+def routed(x):
+    weights, chosen = router(softmax, COLUMNS, 2, torch.float16).load().chosen(x)
+    return torch.cat([weights, chosen], -1)
+
+
+def grouped(x):
+    weight = torch.randn(2, 5, COLUMNS, generator=torch.Generator().manual_seed(0)).half()
+    return LINEAR.forward(x, weight, torch.tensor([1, 3]))
+
+
+def scanned(x):
+    recurrence = next(r for r in RECURRENCES if r.name == "mingru")
+    operands = [x.unsqueeze(0), x.unsqueeze(0)]
+    return recurrence.kernel([torch.empty_like(x, memory_format=torch.contiguous_format) for x in operands]).forward(
+        *operands
+    )
+
+
+@pytest.mark.parametrize("run", [product, routed, grouped, scanned])
+def test_rows_beyond_two_to_the_thirty_one(run) -> None:
+    near = torch.randn(3, COLUMNS).half()
+    far = apart(3, wide=False).copy_(near)
+    assert far.stride(0) * 2 >= 2**31
+    assert torch.equal(run(far), run(near))
