@@ -20,6 +20,7 @@ from gatec.report import Report, attach
 from gatec.rewrite import back, installed
 from gatec.rewrite import copied as graph_copy
 from gatec.roofline import Price
+from gatec.routers import routings
 from gatec.trail import note
 from gatec.verify import distance, forward
 
@@ -43,7 +44,8 @@ def fuse_(model: Model, inputs: Any = None, *, everywhere: bool = False) -> Mode
     prices: dict[str, Price] = {}
     with CHOOSER.resting(), all_or_nothing() as undo:
         twins: dict[Any, Any] = {}
-        for path in dict.fromkeys(f.site for f in finds(program.canon())):
+        sites = [f.site for f in finds(program.canon())]
+        for path in dict.fromkeys([*sites, *_routing(program)]):
             program.edits.extend(_unit(program, path, everywhere, kernels, prices, undo, twins))
         note("fuse", model, program.edits)
         moved = distance(forward(model, program), program.calls[""][0].output)
@@ -51,6 +53,11 @@ def fuse_(model: Model, inputs: Any = None, *, everywhere: bool = False) -> Mode
         attach(model, Report(tuple(program.edits), moved, missed, tuple(prices.items())), undo)
         vars(model)["_gatec_kernels"] = {**vars(model).get("_gatec_kernels", {}), **kernels}
     return model
+
+
+def _routing(program: Program) -> list[str]:
+    """The modules that choose among experts, which others than themselves may weigh."""
+    return [p for p, graph in program.graphs.items() if graph is not None and any(routings(graph, program.module(p)))]
 
 
 def _unit(

@@ -119,12 +119,12 @@ def _differentiable(op: Any, keep: Any, back: Any, side: Side, eager: Callable[.
         if not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors)):
             with torch._C._AutoDispatchBelowAutograd():
                 return op(*tensors)
-        return eager(*tensors) if _slower(side, tensors) else Gradient.apply(*tensors)  # type: ignore[no-untyped-call]
+        return eager(*tensors) if slower(side, tensors) else Gradient.apply(*tensors)  # type: ignore[no-untyped-call]
 
     return run
 
 
-def _slower(side: Side, tensors: Sequence[Tensor]) -> bool:
+def slower(side: Side, tensors: Sequence[Tensor]) -> bool:
     """Whether no way of the backward is known to be faster; a compiler that looks on gets the op."""
     traced = torch.compiler.is_compiling() or any(type(t) not in (Tensor, torch.nn.Parameter) for t in tensors)
     return not traced and tensors[0].device.type == DEVICE.lower() and CHOOSER.way(side, tensors) is None

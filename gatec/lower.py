@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +26,8 @@ from gatec.onnx import register_decomposition
 from gatec.regions import Region, around, gates
 from gatec.rewrite import children_of
 from gatec.roofline import Price, price
+from gatec.routers import Router, op_routing, routings
+from gatec.routers import sides as router_sides
 from gatec.tidy import examples
 
 LIBRARY = torch.library.Library("gatec", "FRAGMENT")
@@ -60,9 +63,9 @@ class Fusion:
         return self.everywhere or any(isinstance(t, Tensor) and t.is_cuda for t in leaves)
 
     def found(self, module: nn.Module, graph: fx.Graph, graph_of: Any) -> list[Lowered]:
-        """Whole mixtures first, then what grows around the gates that are left."""
+        """Whole mixtures and routers first, then what grows around the gates that are left."""
         every = gates(module, graph, graph_of)
-        whole = self.derived(mixtures(every, graph, module))
+        whole = self.derived((*mixtures(every, graph, module), *routings(graph, module)))
         held = {n for region, _ in whole for n in region.nodes}
         every, grown = around(every, graph, module, held=held)
         lowered = whole + self.derived(grown)
@@ -122,11 +125,17 @@ def placed(graph: fx.Graph, chosen: Sequence[tuple[Region, Callable[..., Tensor]
     """Put an op in the place of each region, whose nodes are the graph's own."""
     moved: dict[fx.Node, fx.Node] = {}
     for region, op in chosen:
-        with graph.inserting_before(region.output):
+        place = {n: i for i, n in enumerate(graph.nodes)}
+        with graph.inserting_before(min(region.outputs, key=place.__getitem__)):
             new = graph.call_function(op, tuple(moved.get(n, n) for n in region.inputs))
-        new.meta = dict(region.output.meta)
-        region.output.replace_all_uses_with(new)
-        moved[region.output] = new
+            parts = (
+                [new] if len(region.outputs) == 1 else [graph.call_function(operator.getitem, (new, i)) for i in (0, 1)]
+            )
+        new.meta = {**region.output.meta, "val": tuple(n.meta.get("val") for n in region.outputs)}
+        for old, result in zip(region.outputs, parts, strict=True):
+            result.meta = dict(old.meta)
+            old.replace_all_uses_with(result)
+            moved[old] = result
         for node in reversed(region.nodes):
             if not node.users:  # a size that somebody else asks for stays
                 graph.erase_node(node)
@@ -144,8 +153,8 @@ def op_for(made: Made, region: Region) -> Any:
     if name in _OPS:
         return _OPS[name]
     eager = region.function()
-    if isinstance(made, Keeping):
-        _OPS[name] = op_keeping(name, made, eager)
+    if isinstance(made, (Keeping, Router)):
+        _OPS[name] = op_keeping(name, made, eager) if isinstance(made, Keeping) else op_routing(name, made, eager)
         return _OPS[name]
     operands = ", ".join(f"Tensor {n}" for n in made.operands)
     LIBRARY.define(f"{name}({operands}) -> Tensor")
@@ -201,6 +210,8 @@ def sides(made: Made, eager: Run) -> tuple[Side, ...]:
     name = f"{made.kernel.name}_{made.kernel.key}"
     if isinstance(made, Keeping):
         return keeping.sides(name, made, eager)
+    if isinstance(made, Router):
+        return router_sides(name, made, eager)
     return (
         Side(name, "forward", made.forward, eager, eager),
         Side(name, "backward", made.backward, Differentiated(eager), made.pull, WithGradient(eager)),

@@ -84,7 +84,7 @@ def price(region: Region) -> Price:
     products = [n for n in work if _contracts(n)]
     flops = sum(_elements(n) for n in work if n not in products)
     apart = sum(_bytes([n, *n.all_input_nodes]) for n in products)
-    after = _bytes([region.output, *region.inputs]) + 2 * _bytes(region.within)
+    after = _bytes([*region.outputs, *region.inputs]) + 2 * _bytes(region.within)
     return Price(len(work), before, after, flops, sum(map(_multiplications, products)), apart, region.launches)
 
 

@@ -24,6 +24,7 @@ ROWS = [row.split() for row in [
     "making",
     "keeping",
     "gemms mixtures",
+    "routers",
     "lower scanning attending grouping",
     "pipeline",
     "backend census compaction explain fusing rerolling ejection",

@@ -240,7 +240,10 @@ def test_a_budget_is_a_time(budget):
 
 # A model for each anchor: its ways run in another process first, so they must be able to go there.
 MODELS = {"pointwise": lambda: Gated(3.0), "row": CASES["nn.RMSNorm"], "gemm": lambda: Projected(3.25)}
-ELSEWHERE = {"mixture": "tests/interpret/test_grouping.py sends every way of it through the same verification"}
+ELSEWHERE = {
+    "mixture": "tests/interpret/test_grouping.py sends every way of it through the same verification",
+    "router": "tests/interpret/test_router.py does so for it",
+}
 
 
 def test_every_anchor_has_a_model_here():

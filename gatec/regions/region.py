@@ -32,6 +32,10 @@ class Region:
         return self.nodes[-1]
 
     @property
+    def outputs(self) -> tuple[fx.Node, ...]:
+        return (self.output,)
+
+    @property
     def anchor(self) -> str:
         """ "gemm" behind linear layers, "row" where it looks at whole rows (a norm, a softmax, a statistic), else "pointwise"."""
         if any(map(multiplies, self.nodes)):

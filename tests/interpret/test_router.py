@@ -1,14 +1,23 @@
 """The laws of routers: torch's scores, its choices and its gradients, for ties, infinities and any number of rows."""
 
+import pickle
+
 import pytest
 import torch
 from law import error, poisoned
+from torch import nn
 from torch.nn import functional as F
 
+from gatec import lower
+from gatec.capture import Call, trace
 from gatec.derive import derive
+from gatec.dispatch.forms import Form
+from gatec.dispatch.verify import Trial, verified
 from gatec.errors import GatecError
 from gatec.kernels.lint import complaints
 from gatec.kernels.router import render
+from gatec.making import made_for
+from gatec.routers import routings
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -120,3 +129,48 @@ def test_what_it_cannot_hold_is_refused() -> None:
         router(softmax, 513, 1)
     with pytest.raises(TypeError, match="generated for 8 columns"):
         router(softmax, 8, 1).forward(torch.empty(2, 9))
+
+
+class Softmax(nn.Module):
+    def forward(self, logits):
+        weights, chosen = torch.softmax(logits, -1, dtype=torch.float).topk(3, -1)
+        return (weights / weights.sum(-1, keepdim=True)).to(logits.dtype), chosen
+
+
+class Moved(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("bias", torch.linspace(-1, 1, 11))
+
+    def forward(self, logits):
+        scores = logits.float().sigmoid()
+        chosen = (scores + self.bias).topk(3)[1]
+        return scores.gather(-1, chosen) * 2.5, chosen
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("model", [Softmax(), Moved()], ids=["softmax", "moved"])
+def test_every_way_passes_the_verification_of_a_device(model: nn.Module, dtype: torch.dtype) -> None:
+    logits = torch.randn(13, 11).to(dtype)
+    graph = trace(model, type(model).forward, Call((logits,), {})).graph
+    (region,) = routings(graph, model)
+    values = [logits, *(torch.randn(v.shape) for v in region.examples[1:])]
+    sides = lower.sides(made_for(region), region.function())
+    assert [s.name for s in sides] == ["forward", "backward"]
+    for here in sides:
+        forms = tuple(map(Form.of, here.operands(values)))
+        for way in here.ways.values():
+            verified(pickle.loads(pickle.dumps(Trial(way, here.eager, here.exact, forms, "cpu"))))
+
+
+def test_a_wrong_choice_does_not_pass() -> None:
+    model, logits = Softmax(), torch.randn(13, 11)
+    (region,) = routings(trace(model, Softmax.forward, Call((logits,), {})).graph, model)
+    here, _ = lower.sides(made_for(region), region.function())
+
+    def shifted(logits):
+        weights, chosen = here.ways["kernel"].way(logits)
+        return weights, logits.softmax(-1).gather(-1, (chosen + 1) % 11)
+
+    with pytest.raises(Exception, match="result 1"):
+        verified(Trial(shifted, here.eager, here.exact, (Form.of(logits),), "cpu"))
