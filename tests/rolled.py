@@ -347,17 +347,6 @@ def lstm(m, x, a):
     return torch.stack(out, 1)
 
 
-def delta_rule(m, x, a):
-    state, out = torch.zeros(x.shape[0], WIDTH, WIDTH), []
-    for t in range(x.shape[1]):
-        k = F.normalize(x[:, t], dim=-1)
-        state = state * a[:, t, :1, None]
-        seen = (state * k[..., None]).sum(-2)
-        state = state + k[..., None] * (x[:, t] - seen)[..., None, :]
-        out.append((state * k[..., None]).sum(-2))
-    return torch.stack(out, 1)
-
-
 def one_step_differs(m, x, a):
     h, out = torch.zeros_like(x[:, 0]), []
     for t in range(x.shape[1]):
@@ -439,6 +428,6 @@ def by_a_cell(m, x, a):
 
 
 TRAPS = {f.__name__: f for f in (
-    squashed, squared, mixed, through_a_layer, gru, lstm, delta_rule, one_step_differs, every_second, two_back, rounded,
+    squashed, squared, mixed, through_a_layer, gru, lstm, one_step_differs, every_second, two_back, rounded,
     cut_off, noisy, maximum, reads_what_it_writes, aliased, by_a_cell,
 )}  # fmt: skip

@@ -18,6 +18,7 @@ from gatec.bench.conversion import conversion
 from gatec.bench.coverage import coverage as sweep
 from gatec.bench.depth import depths
 from gatec.bench.experts import experts
+from gatec.bench.matrices import matrices
 from gatec.bench.papers import literature
 from gatec.bench.running import running
 from gatec.bench.scan import scan
@@ -26,7 +27,7 @@ from gatec.errors import GatecError
 Row = dict[str, Any]
 BENCHMARKS: dict[str, Callable[..., list[Row]]] = {
     "convert": conversion, "moe": experts, "capture": depths, "coverage": sweep,
-    "papers": literature, "scan": scan, "compile": compiling, "kernels": running,
+    "papers": literature, "scan": scan, "matrices": matrices, "compile": compiling, "kernels": running,
 }  # fmt: skip
 MODELS = ("diffusers", "timm", "torch-rechub", "torchfm", "transformers", "triton")
 RESULTS = Path(__file__).parent / "results"

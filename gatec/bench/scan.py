@@ -49,27 +49,27 @@ def _inputs(batch: int, steps: int, width: int, device: str) -> list[Tensor]:
 
 def _row(model: nn.Module, rolled: nn.Module, inputs: list[Tensor], repeats: int) -> dict[str, Any]:
     with torch.no_grad():
-        ahead = medians({"loop": lambda: _ran(model, inputs), "reroll": lambda: _ran(rolled, inputs),
+        ahead = medians({"loop": lambda: ran(model, inputs), "reroll": lambda: ran(rolled, inputs),
                          "pass": lambda: torch.addcmul(inputs[1], *inputs)}, repeats)  # fmt: skip
     row = {
         "steps": inputs[0].shape[1],
-        **_columns(ahead, ""),
+        **columns(ahead, ""),
         "reroll / pass": round(ahead["reroll"] / ahead["pass"], 1),
     }
     if inputs[0].shape[1] <= WITH_GRADIENTS:
         for x in inputs:
             x.requires_grad_()
-        both = {"loop": lambda: _ran(model, inputs, True), "reroll": lambda: _ran(rolled, inputs, True)}
-        row |= _columns(medians(both, max(repeats // 2, 1)), "f+b ")
+        both = {"loop": lambda: ran(model, inputs, True), "reroll": lambda: ran(rolled, inputs, True)}
+        row |= columns(medians(both, max(repeats // 2, 1)), "f+b ")
     return row
 
 
-def _columns(seconds: dict[str, float], prefix: str) -> dict[str, Any]:
+def columns(seconds: dict[str, float], prefix: str) -> dict[str, Any]:
     found = {f"{prefix}{name} ms": round(s * 1e3, 3) for name, s in seconds.items()}
     return {**found, f"{prefix}loop / reroll": round(seconds["loop"] / seconds["reroll"], 1)}
 
 
-def _ran(model: nn.Module, inputs: list[Tensor], gradients: bool = False) -> None:
+def ran(model: nn.Module, inputs: list[Tensor], gradients: bool = False) -> None:
     out = model(*inputs)
     if gradients:
         torch.autograd.grad(out.sum(), inputs)

@@ -65,11 +65,13 @@ def _one(module: nn.Module, graph: fx.Graph, loop: Loop, home: Home, inside: set
     stored = roll.effects()
     own = set(loop.place)
     needed = [j for j in range(len(loop.steps[0])) if any(_read(step[j], own) for step in loop.steps)]
-    values = {j: roll.value(j) for j in needed}
+    last = {j: found for j in needed if (found := roll.last(j)) is not None}
+    values = {j: roll.value(j) for j in needed if j not in last}
     if any(v not in maker.rolled for v in values.values()):
         raise Refused("a value of it is the same at every step")
     for what in stored:
         roll.store(*what)
+    home |= {loop.steps[-1][j]: (value, -1) for j, value in last.items()}
     for j, value in values.items():
         home |= {step[j]: (value, roll.index(t)) for t, step in enumerate(loop.steps)}
 

@@ -15,6 +15,7 @@ from gatec.errors import Refused
 from gatec.match.terms import storage
 from gatec.recurrence import linear_recurrence
 from gatec.reroll.affine import Affine
+from gatec.reroll.attention import Attention, attention
 from gatec.reroll.batch import DICE, batched, name_of
 from gatec.reroll.index import counts, read, write
 from gatec.reroll.loops import Carry, Count, Each, Local, Loop, Same, leaves
@@ -33,6 +34,7 @@ class Roll:
         self.down = bool(moves) and all(c.by < 0 for c in moves)
         self.known: dict[int, Any] = {}
         self.shifted: dict[int, fx.Node] = {}
+        self.attended: dict[int, Attention | None] = {}
         self.states = 0
 
     @cached_property
@@ -61,11 +63,26 @@ class Roll:
     # -- values --------------------------------------------------------------------------------------------------------
 
     def value(self, offset: int) -> Any:
+        self.attend(offset)
         if offset not in self.known:
             _, carried = self.cycles.get(offset, (None, None))
             self.maker.where = self.where(offset)
             self.known[offset] = self.scan(offset) if carried == offset else self.hoisted(offset)
         return self.known[offset]
+
+    def attend(self, offset: int) -> None:
+        """Where a matrix of state is carried and only read, the reads are known before they are asked for."""
+        for _, carried in set(self.cycles.values()):
+            if carried not in self.attended:
+                self.attended[carried] = None  # what it is made of does not depend on it
+                self.attended[carried] = found = attention(self, self.cycles[carried][0], carried)
+                self.known |= {} if found is None else found.reads
+
+    def last(self, offset: int) -> fx.Node | None:
+        """The last state of what is only read inside of the loop, as one step."""
+        self.attend(offset)
+        found = self.attended.get(offset)
+        return None if found is None else found.last
 
     def hoisted(self, offset: int) -> Any:
         node, (args, kwargs) = self.loop.node(offset), self.loop.arguments[offset]
