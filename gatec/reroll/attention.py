@@ -65,7 +65,7 @@ class Attended:
         maker, decay = self.maker, None if _one(update.decay) else update.decay
         exponent = logarithm(maker, decay)
         start = self.roll.outer(self.carry.first)
-        if start.meta["val"].shape != self.state.shape:
+        if getattr(start.meta["val"], "shape", None) != self.state.shape:
             raise Refused("its state changes its form")
         start = maker.make("to", start, self.state.dtype, rolled=False)
         options = {

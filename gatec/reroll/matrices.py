@@ -73,7 +73,10 @@ class Matrices:
                 raise Refused(f"{name_of(node)} of a matrix of state ({self.roll.where(offset)})")
             if value.dtype != self.state.dtype:
                 raise Refused(f"the carried value is rounded at every step ({self.roll.where(offset)})")
-            self.known[offset] = rule(self, node, args, kwargs)
+            try:
+                self.known[offset] = rule(self, node, args, kwargs)
+            except (AttributeError, IndexError, KeyError, TypeError, ValueError) as e:
+                raise Refused(f"{name_of(node)} with arguments in another form ({self.roll.where(offset)})") from e
         return self.known[offset]
 
     def depends(self, kind: Any) -> bool:
