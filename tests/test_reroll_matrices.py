@@ -50,7 +50,7 @@ def test_where_more_than_reads_is_wanted_it_is_a_scan(name):
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_is_no_recurrence_stays_with_the_reason(name):
     (edit,) = gatec.report(gatec.reroll(Looped(REFUSED[name]), inputs(13))).edits
-    words = {"normed_state": "normalize of the carried value", "by_keyword": "relu of the carried value"}
+    words = {"normed_state": "normalize of the carried value", "by_keyword": "mul with arguments in another form"}
     assert edit.verdict == "left" and words.get(name, "matmul of the carried value") in edit.why, edit.why
 
 

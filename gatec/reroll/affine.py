@@ -88,6 +88,8 @@ class Affine:
             return rule(self, args, kwargs)
         except Refused as e:
             raise Refused(str(e) if str(e).endswith(")") else f"{e} ({self.roll.where(offset)})") from None
+        except (IndexError, KeyError, TypeError, ValueError) as e:
+            raise Refused(f"{name} with arguments in another form ({self.roll.where(offset)})") from e
 
     def _rule(self, name: str, node: fx.Node, value: Any) -> Callable[..., Pair] | None:
         if node.op == "call_module":
