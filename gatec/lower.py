@@ -213,8 +213,8 @@ def sides(made: Made, eager: Run) -> tuple[Side, ...]:
     if isinstance(made, Router):
         return router_sides(name, made, eager)
     return (
-        Side(name, "forward", made.forward, eager, eager),
-        Side(name, "backward", made.backward, Differentiated(eager), made.pull, WithGradient(eager)),
+        Side(name, "forward", made.forward, eager, eager, plain=eager),
+        Side(name, "backward", made.backward, Differentiated(eager), made.pull, WithGradient(eager), made.pull),
     )
 
 

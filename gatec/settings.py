@@ -3,6 +3,7 @@
 GATEC_DEBUG  cumulative, on stderr: 1 every decision and the traceback of an error, 2 the rewritten code after each pass,
              3 near misses
 GATEC_DUMP   a folder: the rewritten code after each pass, numbered, and every kernel that is loaded are written there
+GATEC_INDUCTOR 1: torch.compile of a region is one of the ways that dispatch chooses among, verified and measured as all
 GATEC_TRITON a folder that another triton was installed into (pip install --target): the one that compiles ahead of time
 """
 
@@ -11,6 +12,7 @@ from pathlib import Path
 
 DEBUG = int(os.environ.get("GATEC_DEBUG") or 0)
 DUMP = Path(os.environ["GATEC_DUMP"]) if os.environ.get("GATEC_DUMP") else None
+INDUCTOR = os.environ.get("GATEC_INDUCTOR") == "1"
 TRITON = os.environ.get("GATEC_TRITON") or ""
 
 # triton 3.10 changes its default for fusing multiply and add; kernels must not move with an upgrade.

@@ -55,15 +55,17 @@ class Tuning:
         return json.dumps({"format": FORMAT, "model": self.model, "lines": lines, "entries": self.entries}, indent=1)
 
 
-def tune(model: nn.Module, inputs: Any = None, *, budget: float = 60.0) -> Tuning:
+def tune(model: nn.Module, inputs: Any = None, *, budget: float = 60.0, inductor: bool = False) -> Tuning:
     """Fuse a copy of `model`, verify and measure the ways of each region on these inputs, and keep the answers on disk.
 
-    budget  seconds that measuring may take. What it does not reach stays unknown, and runs eager.
+    budget    seconds that measuring may take. What it does not reach stays unknown, and runs eager.
+    inductor  torch.compile of each region is one of its ways too, in this process and in those with GATEC_INDUCTOR=1.
 
     Afterwards a process that meets the same regions, shapes, device and versions chooses without measuring.
     """
     if not budget > 0:
         raise GatecError("a budget in seconds", found=repr(budget), hint="gatec.tune(model, inputs, budget=60)")
+    CHOOSER.inductor |= inductor
     fused = fuse(model, inputs)
     program = prepare(fused, inputs)
     with CHOOSER.waiting(Budget(key=1000 * budget, total=1000 * budget)) as answers:

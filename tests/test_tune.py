@@ -17,6 +17,7 @@ from gatec.dispatch import choose
 from gatec.dispatch.choose import Budget, Chooser
 from gatec.dispatch.cuda import Cuda
 from gatec.dispatch.forms import Form
+from gatec.dispatch.jobs import Jobs
 from gatec.dispatch.table import Table
 from gatec.dispatch.verify import Trial
 from gatec.dispatch.worker import Worker
@@ -224,6 +225,43 @@ def test_a_failed_kernel_stands_in_the_models_report(placed, monkeypatch):
 class Wrong:
     def ask(self, trial):
         return "result 0 is off by 1.0e+00, eager by 1.0e-08"
+
+
+def test_inductor_is_a_way_for_who_asks(placed, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda run, **_: compiled.append(run) or run)
+    chooser = placed()
+    monkeypatch.setattr(chooser, "_jobs", Jobs(All()))
+    model = Gated(4.25)
+    tuned = gatec.tune(model, X, inductor=True)
+    assert all("inductor" in e["key"]["ways"] and "inductor" in e["times"] for e in tuned.entries.values()) and compiled
+    fused = gatec.fuse(model, X, everywhere=True)
+    for ours, theirs in zip(step(fused, X), step(model, X), strict=True):
+        assert distance(ours, theirs) < 1e-5
+    other = placed()
+    gatec.tune(model, X)
+    assert not other.inductor
+
+
+@pytest.mark.sweep
+def test_inductor_is_verified_in_another_process(worker):
+    side = lower.sides(*made_of(Gated(4.5)))[0]
+    forms = (Form.of(torch.randn(3, 5, 16)), Form.of(torch.randn(3, 5, 16)))
+    assert worker.ask(Trial(side.with_inductor["inductor"], side.eager, side.exact, forms, "cpu")) == ""
+
+
+class All:
+    """Finds everything right."""
+
+    def ask(self, trial):
+        assert pickle.loads(pickle.dumps(trial.way)) is not trial.way
+        return ""
+
+
+def made_of(model):
+    graph = trace(model, type(model).forward, Call((X,), {})).graph
+    (region,) = regions(model, graph, lambda path: None)
+    return made_for(region), region.function()
 
 
 def test_on_a_cpu_there_is_nothing_to_choose():

@@ -11,12 +11,14 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from gatec import settings
+from gatec.dispatch.compiled import Compiled
 from gatec.dispatch.cuda import Cuda, Device
 from gatec.dispatch.forms import Exact, Form, described, exact
 from gatec.dispatch.jobs import Job, Jobs
@@ -33,7 +35,8 @@ FAILED: dict[str, str] = {}  # what was reported in this process: region, side a
 class Side:
     """One direction of one region: its ways, what they must beat (`eager`), and what gives the truth in float64.
 
-    `operands` makes what is measured from what the region is called with: a backward needs a gradient too.
+    `operands` makes what is measured from what the region is called with: a backward needs a gradient too. `plain` is what
+    a compiler may compile, if one is asked for.
     """
 
     region: str
@@ -42,7 +45,12 @@ class Side:
     eager: Run
     exact: Run
     operands: Callable[[Sequence[Tensor]], Sequence[Tensor]] = tuple
+    plain: Run | None = None
     known: dict[Exact, Run | None] = field(default_factory=dict)
+
+    @cached_property
+    def with_inductor(self) -> Mapping[str, Run]:
+        return self.ways if self.plain is None else {**self.ways, "inductor": Compiled(self.plain)}
 
 
 @dataclass(frozen=True)
@@ -74,6 +82,7 @@ class Chooser:
         self, device: Device, table: Table, worker: Worker, budget: Budget, clock: Callable[[], float] = time.perf_counter
     ) -> None:  # fmt: skip
         self.device, self.table, self.budget, self.clock = device, table, budget, clock
+        self.inductor = settings.INDUCTOR
         self._log: list[Answer] | None = None
         self._rests = False
         self._jobs = Jobs(worker)
@@ -117,9 +126,13 @@ class Chooser:
         finally:
             self._rests = before
 
+    def ways(self, side: Side) -> Mapping[str, Run]:
+        """Those of a side, and Inductor's where it is asked for."""
+        return side.with_inductor if self.inductor else side.ways
+
     def _found(self, side: Side, tensors: Sequence[Tensor]) -> tuple[Run | None, bool]:
         """A way, and whether that is the last word."""
-        if not side.ways or any(not t.numel() or t.device != tensors[0].device for t in tensors):
+        if not self.ways(side) or any(not t.numel() or t.device != tensors[0].device for t in tensors):
             return None, True
         if self.device.capturing():  # nothing may be asked of the device: not even what its operands hold
             return None, False
@@ -136,7 +149,7 @@ class Chooser:
             self._log.append(Answer(side, key, record))
         for way, why in record.failed.items():
             self._report(f"{side.region} {side.name} {way}", why)
-        return side.ways.get(record.way), True
+        return self.ways(side).get(record.way), True
 
     def key(self, side: Side, tensors: Sequence[Tensor]) -> Key:
         """All that the answer depends on."""
@@ -147,14 +160,14 @@ class Chooser:
         """What a failure holds for, at any size."""
         dtypes = [str(t.dtype)[6:] for t in tensors]
         identity = self.device.identity(tensors[0].device)
-        return {"region": side.region, "side": side.name, "ways": sorted(side.ways), "dtypes": dtypes, **identity}
+        return {"region": side.region, "side": side.name, "ways": sorted(self.ways(side)), "dtypes": dtypes, **identity}
 
     def _decided(
         self, side: Side, key: Key, tensors: Sequence[Tensor], device: torch.device
     ) -> tuple[Record | None, bool]:
         version = Key(self._version(side, tensors))
         bad = self.table.find(version) or Record("")
-        untried = {n: w for n, w in side.ways.items() if n not in bad.failed}
+        untried = {n: w for n, w in self.ways(side).items() if n not in bad.failed}
         if not untried:
             return Record("", "no way of it is right on this device", failed=bad.failed), True
         if self.budget.left <= 0:
