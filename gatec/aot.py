@@ -28,7 +28,7 @@ from gatec import settings
 from gatec.errors import GatecError
 
 INSTRUCTIONS = {
-    "cubin": r"\b(LDG\.E(?:\.\w+)*|STG\.E(?:\.\w+)*|LDL|STL|MUFU\.\w+|HGMMA|HMMA)\b",
+    "cubin": r"\b(LDG\.E(?:\.\w+)*|LDGSTS\.E(?:\.\w+)*|STG\.E(?:\.\w+)*|LDL|STL|MUFU\.\w+|HGMMA|HMMA)\b",
     "amdgcn": r"\b((?:global|buffer)_(?:load|store)_\w+|scratch_\w+|v_mfma_\w+)\b",
 }
 
