@@ -15,6 +15,7 @@ from gatec import bench as benchmarks
 from gatec import demo as tour
 from gatec import settings, zoo
 from gatec.bench import coverage, papers
+from gatec.bench.plot import plotted
 from gatec.errors import GatecError
 from gatec.screen import errors, say, table, working
 
@@ -129,6 +130,7 @@ def tune(
     passes: Before = "",
     budget: Annotated[float, typer.Option(help="Seconds that measuring may take")] = 60.0,
     json: Annotated[Path | None, typer.Option(help="A file to write the choices to; - is standard output")] = None,
+    inductor: Annotated[bool, typer.Option(help="Let torch.compile of a region be one of its ways")] = False,
     device: Device = "cuda",
 ) -> None:
     """Verify and measure the kernels of a model's regions on a device, and remember which to run."""
@@ -136,7 +138,7 @@ def tune(
         _writable(json)
     found = _find(model, device)
     with working("tuning"):
-        tuning = gatec.tune(_converted(found, passes), inputs=found.inputs, budget=budget)
+        tuning = gatec.tune(_converted(found, passes), inputs=found.inputs, budget=budget, inductor=inductor)
     if json != STDOUT:
         say(str(tuning))
     if json is not None:
@@ -166,13 +168,18 @@ def export(
 def bench(
     name: Annotated[str, typer.Argument(help=", ".join(benchmarks.BENCHMARKS))],
     output: Folder = None,
-    only: Annotated[str, typer.Option(help="coverage: a regular expression over suite:name; papers: over names")] = "",
+    only: Annotated[
+        str, typer.Option(help="coverage: a regular expression over suite:name; papers, kernels: over names")
+    ] = "",
     peers: Annotated[bool, typer.Option(help="coverage: ask the other tracers too")] = True,
     jobs: Annotated[int, typer.Option(help="coverage: processes at a time")] = 2,
     file: Annotated[
         Path | None, typer.Option("--json", help="coverage: a FILE for everything about every model")
     ] = None,
     folder: Annotated[Path, typer.Option(help="papers: blocks of your own")] = papers.FOLDER,
+    graphs: Annotated[bool, typer.Option(help="kernels: replay CUDA graphs, without the host's launches")] = False,
+    compiles: Annotated[bool, typer.Option(help="kernels: beside torch.compile, which takes minutes")] = True,
+    plot: Annotated[Path | None, typer.Option(help="kernels: a FILE for a picture of the ratios")] = None,
 ) -> None:
     """Measure beside a peer in one run; -o keeps the rows as JSON with device, versions and commit."""
     if name == "coverage":
@@ -181,9 +188,12 @@ def bench(
     if name == "papers":
         _papers(only, folder, output)
         return
+    options = {"only": only, "graphs": graphs, "compiles": compiles} if name == "kernels" else {}
     with working(f"measuring {name}"):
-        rows = benchmarks.run(name)
+        rows = benchmarks.run(name, **options)
     _shown(rows)
+    if plot and name == "kernels":
+        wrote(plotted(rows, plot))
     if output:
         wrote(benchmarks.keep(name, rows, output))
 

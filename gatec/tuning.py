@@ -59,7 +59,7 @@ def tune(model: nn.Module, inputs: Any = None, *, budget: float = 60.0, inductor
     """Fuse a copy of `model`, verify and measure the ways of each region on these inputs, and keep the answers on disk.
 
     budget    seconds that measuring may take. What it does not reach stays unknown, and runs eager.
-    inductor  torch.compile of each region is one of its ways too, in this process and in those with GATEC_INDUCTOR=1.
+    inductor  torch.compile of each region without products is a way too, here and in processes with GATEC_INDUCTOR=1.
 
     Afterwards a process that meets the same regions, shapes, device and versions chooses without measuring.
     """

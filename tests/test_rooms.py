@@ -38,7 +38,17 @@ ROWS = [row.split() for row in [
 ]]  # fmt: skip
 HEIGHT = {room: height for height, row in enumerate(ROWS) for room in row}
 # A package that gatec can do without is imported where it is needed, so that `import gatec` works.
-OPTIONAL = {"transformers", "timm", "onnxruntime", "liger_kernel", "fla", "torchvision", "triton"}
+OPTIONAL = {
+    "transformers",
+    "timm",
+    "onnxruntime",
+    "liger_kernel",
+    "fla",
+    "scattermoe",
+    "matplotlib",
+    "torchvision",
+    "triton",
+}
 
 FILES = sorted(f for folder in ("gatec", "passes", "kernels") for f in (ROOT / folder).rglob("*.py"))
 

@@ -6,8 +6,8 @@ import json
 import platform
 import subprocess
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +29,20 @@ BENCHMARKS: dict[str, Callable[..., list[Row]]] = {
     "convert": conversion, "moe": experts, "capture": depths, "coverage": sweep,
     "papers": literature, "scan": scan, "matrices": matrices, "compile": compiling, "kernels": running,
 }  # fmt: skip
-MODELS = ("diffusers", "timm", "torch-rechub", "torchfm", "transformers", "triton")
+PACKAGES = (
+    "diffusers", "flash-linear-attention", "liger-kernel", "scattermoe", "timm", "torch-rechub", "torchfm", "transformers",
+    "triton",
+)  # fmt: skip
 RESULTS = Path(__file__).parent / "results"
 
 
-def run(name: str) -> list[Row]:
+def run(name: str, **options: Any) -> list[Row]:
     """The rows of one benchmark; every time is compared with a peer in the same run."""
     if name not in BENCHMARKS:
         raise GatecError(
             f"a benchmark named {name!r}", found=f"benchmarks: {', '.join(BENCHMARKS)}", hint="gatec bench convert"
         )
-    return BENCHMARKS[name]()
+    return BENCHMARKS[name](**options)
 
 
 def keep(name: str, rows: list[Row], folder: Path = RESULTS) -> Path:
@@ -63,9 +66,12 @@ def keep(name: str, rows: list[Row], folder: Path = RESULTS) -> Path:
 
 
 def versions() -> dict[str, str]:
-    """Of the packages whose models are measured, as far as they are installed."""
-    there = {package.lower(): package for package in MODELS if find_spec(package.replace("-", "_"))}
-    return {name: metadata.version(package) for name, package in there.items()}
+    """Of the packages whose models or kernels are measured, as far as they are installed."""
+    found = {}
+    for package in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
 
 
 def _commit() -> str:

@@ -8,11 +8,16 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 
-def medians(ways: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median seconds of each way over `repeats` rounds; the first round warms up and is not counted."""
+def medians(ways: Mapping[str, Callable[[], Any]], repeats: int, *, settled: bool = False) -> dict[str, float]:
+    """Median seconds of each way over `repeats` rounds; the first round warms up and is not counted.
+
+    `settled` runs each way twice in its turn and counts the second: one that frees much memory takes what the next needs.
+    """
     taken: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(repeats + 1):
         for name, way in ways.items():
+            if settled:
+                way()
             start = time.perf_counter()
             way()
             if turn:
