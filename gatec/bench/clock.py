@@ -7,19 +7,24 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+QUICK = 0.05  # seconds
 
-def medians(ways: Mapping[str, Callable[[], Any]], repeats: int, *, settled: bool = False) -> dict[str, float]:
+
+def medians(ways: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
     """Median seconds of each way over `repeats` rounds; the first round warms up and is not counted.
 
-    `settled` runs each way twice in its turn and counts the second: one that frees much memory takes what the next needs.
+    A quick way runs twice in its turn and the second is counted: the one before it may have given back the memory it needs.
     """
     taken: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(repeats + 1):
+    for _ in range(repeats + 1):
         for name, way in ways.items():
-            if settled:
+            if taken[name] and min(taken[name]) < QUICK:
                 way()
-            start = time.perf_counter()
-            way()
-            if turn:
-                taken[name].append(time.perf_counter() - start)
-    return {name: statistics.median(seconds) for name, seconds in taken.items()}
+            taken[name].append(_timed(way))
+    return {name: statistics.median(seconds[1:]) for name, seconds in taken.items()}
+
+
+def _timed(way: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    way()
+    return time.perf_counter() - start

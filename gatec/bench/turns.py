@@ -18,7 +18,7 @@ WARM = 3  # rounds that are not counted
 def in_turns(runs: Mapping[str, Run], device: str, rounds: int) -> dict[str, float]:
     """Median seconds of each; on a CUDA device by its own clock, with its cache flushed before every run."""
     if device != "cuda":
-        return medians(runs, rounds, settled=True)
+        return medians(runs, rounds)
     flush = torch.empty(256 << 20, dtype=torch.int8, device="cuda")
     taken: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(rounds + WARM):
