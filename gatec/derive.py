@@ -27,14 +27,16 @@ RESERVED = {
     "tl", "triton", "torch", "functools", "math", "float", "len", "range", "any",
     "row", "col", "rows", "across", "shape", "ROWS", "COLS", "read", "write", "place",
     "out", "grad", "grads", "needs", "expect", "broadcast", "launch", "merged", "align", "room",
-    "reduced", "inside", "step", "steps", "tile", "kept", "settled", "COLUMNS", "warps",
+    "reduced", "inside", "step", "steps", "tile", "kept", "settled", "COLUMNS", "warps", "TAPS", "TILE", "ORDER", "CHANNEL", "AXES",
     "h", "h0", "dh0", "t", "i", "dim", "reverse", "full", "lanes", "first", "chunk", "start", "state", "carried", "product",
     "local", "local_h", "local_r", "decays", "before", "earlier", "walked", "carries", "put", "fold", "DOWN", "CHUNK", "workspaces",
     "tiles", "DEPTH", "program", "columns", "span", "high", "depth", "slopes", "totals", "together", "packed",
-    "left", "halves", "flat", "multiply", "projected", "library",
+    "left", "halves", "flat", "multiply", "projected", "library", "states", "pulled", "chunks",
+    "always", "slope", "axis0", "axis1", "length0", "length1", "sums", "here", "width", "beside", "seen",
 }  # fmt: skip
 ENDINGS = (
-    "_grad", "_at", "_of", "_ptr", "_sum", "_t", "_along", "_tile", "_now", "_kept", "_left", "_right",
+    "_grad", "_at", "_of", "_ptr", "_sum", "_t", "_along", "_tile", "_now", "_kept", "_left", "_right", "_beside", "_taps",
+   
 )  # fmt: skip
 
 

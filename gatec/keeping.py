@@ -25,7 +25,8 @@ class Keeping(Made):
     """`keep(*operands)` gives the result and what backward needs, as does each way of `keeping`; `room` the memory for that.
 
     `pull(grad, kept, *operands, needs=...)` gives the gradients that are needed, in order. `exact` computes in
-    float64 too, and `blank` gives the form of the result, where the region's own nodes cannot.
+    float64 too, and `blank` gives the form of the result, where the region's own nodes cannot. Without ways
+    of keeping, the result itself is what backward needs.
     """
 
     room: Run
@@ -52,42 +53,65 @@ class FromOperands:
         return lambda: list(self.way(grad, kept, *own, needs=needs))
 
 
-def sides(name: str, made: Keeping, eager: Run) -> tuple[Side, Side, Side]:
+@dataclass(frozen=True)
+class Itself:
+    """What is kept is the result."""
+
+    run: Run
+
+    def __call__(self, *operands: Tensor) -> tuple[Tensor, Tensor]:
+        out: Tensor = self.run(*operands)
+        return out, out
+
+
+def sides(name: str, made: Keeping, eager: Run) -> tuple[Side, ...]:
     """What is chosen among: without gradients, with them, and backward against autograd's own through the nodes."""
     backward = {n: FromOperands(made.keep, way) for n, way in made.backward.items()}
+    keeping = (Side(name, "keeping", made.keeping, made.keep, made.keep),) if made.keeping else ()
+    pull = FromOperands(made.keep, made.pull)
     return (
         Side(name, "forward", made.forward, eager, made.exact or eager),
-        Side(name, "keeping", made.keeping, made.keep, made.keep),
-        Side(
-            name, "backward", backward, Differentiated(eager), FromOperands(made.keep, made.pull), WithGradient(eager)
-        ),
+        *keeping,
+        Side(name, "backward", backward, Differentiated(eager), pull, WithGradient(eager)),
     )
 
 
 def op_keeping(name: str, made: Keeping, eager: Callable[..., Tensor]) -> Any:
     """torch.ops.gatec.NAME: as it is without gradients; with them, the op beside it that keeps, and their backward."""
     operands = ", ".join(f"Tensor {n}" for n in made.operands)
+    forward, *keeping, backward = sides(name, made, eager)
     LIBRARY.define(f"{name}({operands}) -> Tensor")
-    LIBRARY.define(f"{name}_keeping({operands}) -> (Tensor, Tensor)")
     LIBRARY.define(f"{name}_backward(Tensor grad, Tensor kept, {operands}, bool[] needs) -> Tensor[]")
-    forward, keeping, backward = sides(name, made, eager)
-    for suffix, side in (("", forward), ("_keeping", keeping)):
-        LIBRARY.impl(f"{name}{suffix}", _dense(side.eager), "CompositeExplicitAutograd")
-        LIBRARY.impl(f"{name}{suffix}", _dense(_dispatched(side)), DEVICE)
+    _dispatched(name, forward)
     LIBRARY.impl(f"{name}_backward", _pulled(made.pull), "CompositeExplicitAutograd")
     LIBRARY.impl(f"{name}_backward", _chosen(backward, made.pull), DEVICE)
-    op, keep, back = (getattr(torch.ops.gatec, f"{name}{s}").default for s in ("", "_keeping", "_backward"))
-    blank = made.blank or _dense(eager)
-    torch.library.register_fake(op, blank)
-    torch.library.register_fake(keep, lambda *xs: (blank(*xs), made.room(*xs)))
+    op, back = (getattr(torch.ops.gatec, f"{name}{s}").default for s in ("", "_backward"))
+    torch.library.register_fake(op, made.blank or _dense(eager))
     torch.library.register_fake(back, _blank)
+    keep = _op_beside(f"{name}_keeping", operands, keeping[0], made, eager) if keeping else Itself(op)
     LIBRARY.impl(name, _differentiable(op, keep, back, backward, eager), "Autograd")
     for batched in ("FuncTorchBatched", "Batched"):
         LIBRARY.impl(name, eager, batched)
         LIBRARY.impl(f"{name}_backward", lambda *xs: made.pull(*xs[:-1], needs=xs[-1]), batched)
     register_decomposition(op, eager)
-    register_decomposition(keep, made.keep)
     return op
+
+
+def _op_beside(name: str, operands: str, side: Side, made: Keeping, eager: Run) -> Any:
+    """The op that computes the same, and what backward needs."""
+    LIBRARY.define(f"{name}({operands}) -> (Tensor, Tensor)")
+    _dispatched(name, side)
+    keep = getattr(torch.ops.gatec, name).default
+    blank = made.blank or _dense(eager)
+    torch.library.register_fake(keep, lambda *xs: (blank(*xs), made.room(*xs)))
+    register_decomposition(keep, made.keep)
+    return keep
+
+
+def _dispatched(name: str, side: Side) -> None:
+    """Bodies of an op: eager, and on a device the way that is chosen there."""
+    LIBRARY.impl(name, _dense(side.eager), "CompositeExplicitAutograd")
+    LIBRARY.impl(name, _dense(_way(side)), DEVICE)
 
 
 def _differentiable(op: Any, keep: Any, back: Any, side: Side, eager: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -140,7 +164,7 @@ def _dense(body: Run) -> Run:
     return run
 
 
-def _dispatched(side: Side) -> Run:
+def _way(side: Side) -> Run:
     return lambda *tensors: (CHOOSER.way(side, tensors) or side.eager)(*tensors)
 
 

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from gatec import convolutions as _convolutions  # noqa: F401 - adds its maker
 from gatec import keeping
+from gatec import scans as _scans  # noqa: F401 - adds its maker
 from gatec.autograd import by, differentiable, through
 from gatec.capture import Call
 from gatec.capture.structure import flatten

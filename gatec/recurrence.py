@@ -19,6 +19,7 @@ from gatec.errors import GatecError
 GROUP = 8  # steps that are reduced to one
 BLOCK = 2**20  # elements that are worked on at a time, so that they stay in the cache
 LANES = 2**11  # as many are a step that no grouping makes faster
+NUMBERS = (int, float, complex)
 HALVES = (torch.float16, torch.bfloat16)
 LIBRARY = torch.library.Library("gatec", "FRAGMENT")
 
@@ -34,11 +35,13 @@ def linear_recurrence(
 
     States of half precision are kept in float32 from step to step, and rounded once.
     """
-    given = tuple(x for x in (a, b, h0) if isinstance(x, Tensor))
+    given = tuple(x for x in (a, b, h0) if x is not None and not isinstance(x, NUMBERS))
     if has_torch_function(given):
         kept: Tensor = handle_torch_function(linear_recurrence, given, a, b, h0, dim=dim, reverse=reverse)
         return kept
-    a = a if isinstance(a, Tensor) else torch.as_tensor(a, dtype=b.dtype, device=b.device)
+    a = torch.as_tensor(a, dtype=b.dtype, device=b.device) if isinstance(a, NUMBERS) else a
+    if torch._C._are_functorch_transforms_active():
+        return stepwise(a, b, h0, dim, reverse)
     out: Tensor = SCAN(a, b, h0, dim, reverse)
     return out
 
@@ -135,6 +138,19 @@ def walk(a: Tensor, b: Tensor, h0: Tensor | None, out: Tensor, reverse: bool) ->
         before = state
 
 
+def stepwise(a: Tensor, b: Tensor, h0: Tensor | None, dim: int, reverse: bool) -> Tensor:
+    """The loop itself, which torch.func can transform: it changes nothing in place."""
+    full, dim, dtype = form(a, b, h0, dim)
+    wide = torch.float32 if dtype in HALVES else dtype
+    order = range(full[dim])[:: -1 if reverse else 1]
+    decays, new = (x.to(wide).expand(full).unbind(dim) for x in (a, b))
+    found, state = [], None if h0 is None else h0.to(wide)
+    for t in order:
+        state = new[t] if state is None else decays[t] * state + new[t]
+        found.append(state)
+    return torch.stack(found[:: -1 if reverse else 1], dim).to(dtype) if found else b.new_empty(full, dtype=dtype)
+
+
 # -- the operator -----------------------------------------------------------------------------------------------------
 
 
@@ -152,24 +168,34 @@ def saved(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None, None, None]:
     """dh[t] = grad[t] + a[t+1] dh[t+1]; da[t] = dh[t] h[t-1]; db = dh. Made of operators that have gradients again."""
     a, h0, h = ctx.saved_tensors
-    dim = ctx.dim % h.ndim
-    along = dim - h.ndim + a.ndim  # where a has the dimension of time, if it does
+    dim, reverse = ctx.dim % h.ndim, ctx.reverse
+    dh = adjoint(a, grad, dim, reverse)
+    da = dh0 = None
+    if ctx.needs_input_grad[0]:
+        da = (dh * earlier(h, h0, dim, reverse).conj()).sum_to_size(a.shape).to(ctx.types[0])
+    if h0 is not None and ctx.needs_input_grad[2]:
+        dh0 = of_first(a, dh, h0, dim, reverse).to(ctx.types[2])
+    return da, dh.sum_to_size(ctx.b).to(ctx.types[1]), dh0, None, None
+
+
+def adjoint(a: Tensor, grad: Tensor, dim: int, reverse: bool) -> Tensor:
+    """The gradient of every state, with what later states owe to it."""
+    along = dim - grad.ndim + a.ndim  # where a has the dimension of time, if it does
     moves = along >= 0 and a.shape[along] > 1
     # What a roll brings from the other end is never read: before its first step a recurrence is zero.
-    later = a.roll(1 if ctx.reverse else -1, along) if moves else a
-    dh = SCAN(later.conj(), grad, None, dim, not ctx.reverse)
-    steps = h.shape[dim]
-    da = None
-    if ctx.needs_input_grad[0]:
-        da = (dh * earlier(h, h0, dim, ctx.reverse).conj()).sum_to_size(a.shape).to(ctx.types[0])
-    dh0 = None
-    if h0 is not None and ctx.needs_input_grad[2]:
-        first = steps - 1 if ctx.reverse else 0
-        if not steps:
-            return da, dh.sum_to_size(ctx.b).to(ctx.types[1]), torch.zeros_like(h0), None, None
-        decay = a.select(along, first if moves else 0) if along >= 0 else a
-        dh0 = (decay.conj() * dh.select(dim, first)).sum_to_size(h0.shape).to(ctx.types[2])
-    return da, dh.sum_to_size(ctx.b).to(ctx.types[1]), dh0, None, None
+    later = a.roll(1 if reverse else -1, along) if moves else a
+    found: Tensor = SCAN(later.conj(), grad, None, dim, not reverse)
+    return found
+
+
+def of_first(a: Tensor, dh: Tensor, h0: Tensor, dim: int, reverse: bool) -> Tensor:
+    """The gradient of the state before the first step."""
+    along, steps = dim - dh.ndim + a.ndim, dh.shape[dim]
+    if not steps:
+        return torch.zeros_like(h0)
+    first = steps - 1 if reverse else 0
+    decay = a.select(along, first if a.shape[along] > 1 else 0) if along >= 0 else a
+    return (decay.conj() * dh.select(dim, first)).sum_to_size(h0.shape)
 
 
 def earlier(h: Tensor, h0: Tensor | None, dim: int, reverse: bool) -> Tensor:

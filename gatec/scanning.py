@@ -86,8 +86,8 @@ def _new(b: Tensor) -> Tensor:
 @functools.cache
 def kernel_for(decay: torch.dtype, new: torch.dtype) -> Kernel:
     """The scan of operands that are decay and new part themselves."""
-    parts = [derive(f, [torch.empty(1, dtype=d, device="meta")]) for f, d in ((_decay, decay), (_new, new))]
-    return render("scan", "gatec::scan", *parts)
+    a, b = (derive(f, [torch.empty(1, dtype=d, device="meta")]) for f, d in ((_decay, decay), (_new, new)))
+    return render("scan", "gatec::scan", a, b)
 
 
 def on_cuda(a: Tensor, b: Tensor, h0: Tensor | None, dim: int, reverse: bool) -> Tensor:

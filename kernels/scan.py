@@ -10,189 +10,40 @@ computed again from the operands, and only the states are saved.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+import torch
 from torch import fx
 
 from gatec.derive import Derived
 from gatec.kernel import Kernel
+from gatec.kernels.apart import spelled
 from gatec.kernels.functions import Wide, needed
-from gatec.kernels.spelling import spell, wide_of
+from gatec.kernels.spelling import wide_of
+from gatec.kernels.steps import BACKWARD, CARRIES, FORWARD, HEAD, KERNEL, LAUNCHERS, REGION, STEPS, STILL
 from gatec.kernels.tile import CHECKS, MERGE, REDUCE, TILE
 
-HEAD = '''"""{name}: generated from {origin} by gatec/kernels/scan.py; do not edit."""
 
-import functools
-import math
+@dataclass(frozen=True)
+class Plan:
+    """A scan along a known dimension as a function of `operands`, one of which may be the `first` state."""
 
-import torch
-import triton
-import triton.language as tl
-
-DTYPES = {dtypes}
-OUT = {out}
-WIDE = torch.{wide}
-CHUNK = 64
-'''
-
-STEPS = '''
-@triton.jit
-def step(x, t, row, col, rows, shape, strides, along):
-    """One step of an operand; `along` is None where it is the same at every step."""
-    if along is not None:
-        x += t * along
-    return read(x, row, col, rows, shape, strides)
+    operands: tuple[str, ...]
+    dtypes: tuple[torch.dtype, ...]
+    first: str | None
+    rank: int
+    dim: int
+    reverse: bool
 
 
-@triton.jit
-def put(out, value, t, row, col, rows, shape, strides, along):
-    if along is not None:
-        out += t * along
-    write(out, value, row, col, rows, shape, strides)
-
-
-@triton.jit
-def fold(chunk, row, col, rows, width):
-    """The offsets of a tile in a workspace of chunks x rows x width, and which of them exist."""
-    return (chunk * rows + row) * width + col, (row < rows) & (col < width)
-'''
-
-CARRIES = '''
-@triton.jit(do_not_specialize=["chunks", "lanes"])
-def carries(product, local, start, first, last, chunks, lanes, DOWN: tl.constexpr, LANES: tl.constexpr):
-    """Walk the chunks: `start` is the state in front of each, `last` the state behind them all."""
-    lane = tl.program_id(0).to(tl.int64) * LANES + tl.arange(0, LANES)
-    inside = lane < lanes
-    state = tl.zeros((LANES,), start.dtype.element_ty)
-    if first is not None:
-        state = tl.load(first + lane, mask=inside, other=0).to(start.dtype.element_ty)
-    for i in range(0, chunks):
-        chunk = chunks - 1 - i if DOWN else i
-        at = chunk.to(tl.int64) * lanes + lane
-        tl.store(start + at, state.to(start.dtype.element_ty), mask=inside)
-        decay = tl.load(product + at, mask=inside, other=0).to(start.dtype.element_ty)
-        state = decay * state + tl.load(local + at, mask=inside, other=0).to(start.dtype.element_ty)
-    if last is not None:
-        tl.store(last + lane, state.to(last.dtype.element_ty), mask=inside)
-'''
-
-KERNEL = """
-@triton.jit(do_not_specialize=["rows", "across", "steps"])
-def {name}(
-    {pointers}, {workspace},
-    {strides},
-    {alongs},
-    rows, across, shape, steps,
-    DOWN: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, CHUNK: tl.constexpr,
-):
-    row = (tl.program_id(0).to(tl.int64) // across) * ROWS + tl.arange(0, ROWS)[:, None]
-    col = (tl.program_id(0).to(tl.int64) % across) * COLS + tl.arange(0, COLS)[None, :]
-    chunk = tl.program_id(1).to(tl.int64)
-    place_at, inside = fold(chunk, row, col, rows, shape[len(shape) - 1])
-{start}
-    for i in range(0, CHUNK):
-        t = chunk * CHUNK + (CHUNK - 1 - i if DOWN else i)
-        if t < steps:
-{body}
-{end}
-"""
-
-LAUNCHERS = '''
-def lanes_form(x, dim, rank):
-    """The shape and the strides of all dimensions but time, and the stride along it: None where nothing moves."""
-    new = rank - x.ndim
-    sizes, strides = (1,) * new + tuple(x.shape), (0,) * new + x.stride()
-    along = strides[dim] if sizes[dim] != 1 else None
-    return (torch.Size(sizes[:dim] + sizes[dim + 1 :]), strides[:dim] + strides[dim + 1 :]), along
-
-
-def scan_launch(kernel, outs, ins, work, full, dim, down):
-    operands = *outs, *ins
-    first = next(x for x in operands if x is not None)
-    forms = [lanes_form(x, dim, len(full)) if x is not None else (None, 1) for x in operands]
-    lanes = torch.Size((*full[:dim], *full[dim + 1 :]))
-    whole = (lanes, torch.empty(lanes, device="meta").stride())
-    rows, shape, strides = merged(lanes, 0, whole, *(f for f, _ in forms))
-    COLS = min(128, triton.next_power_of_2(shape[-1]))
-    ROWS = max(1, min(128 // COLS, triton.next_power_of_2(rows)))
-    across = triton.cdiv(shape[-1], COLS)
-    grid = (triton.cdiv(rows, ROWS) * across, triton.cdiv(full[dim], CHUNK))
-    with torch.cuda.device_of(first):
-        kernel[grid](
-            *operands, *work, *strides[1:], *(a for _, a in forms), rows, across, shape, full[dim],
-            DOWN=down, ROWS=ROWS, COLS=COLS, CHUNK=CHUNK, num_warps=4, enable_fp_fusion=True,
-        )
-
-
-def walked(product, local, first, down, last=None):
-    """The state in front of every chunk."""
-    start = torch.empty_like(local)
-    chunks, lanes = local.shape[0], local[0].numel()
-    with torch.cuda.device_of(local):
-        carries[(triton.cdiv(lanes, 128),)](
-            product, local, start, first, last, chunks, lanes,
-            DOWN=down, LANES=128, num_warps=4, enable_fp_fusion=True,
-        )
-    return start
-
-
-def workspaces(full, dim, like):
-    lanes = full[:dim] + full[dim + 1 :]
-    return [torch.empty((triton.cdiv(full[dim], CHUNK), *lanes), dtype=WIDE, device=like.device) for _ in range(2)]
-
-
-def first_state(h0, lanes):
-    return None if h0 is None else h0.to(WIDE).expand(lanes).contiguous()
-'''
-
-FORWARD = '''
-def forward({operands}, h0=None, dim=1, reverse=False):
-    """All states; without `dim`, h0 is the one before the first."""
-    expect(({operands},), DTYPES)
-    full = broadcast({shapes})
-    lanes = full[:dim] + full[dim + 1 :]
-    out = room(({operands},), full, OUT)
-    if out.numel():
-        product, local = workspaces(full, dim, out)
-        scan_launch({name}_reduce, [], [{read}], [product, local], full, dim, reverse)
-        start = walked(product, local, first_state(h0, lanes), reverse)
-        scan_launch({name}_apply, [out], [{read}], [start], full, dim, reverse)
-    return out
-'''
-
-BACKWARD = '''
-def backward(grad, h, {operands}, h0=None, dim=1, reverse=False):
-    """The gradient of each operand, None where it has none, and of h0."""
-    full = h.shape
-    lanes = full[:dim] + full[dim + 1 :]
-    first = first_state(h0, lanes)
-{rooms}
-    dh0 = None if h0 is None else torch.zeros(lanes, dtype=WIDE, device=h.device)
-    if h.numel():
-        product, local = workspaces(full, dim, h)
-        scan_launch({name}_fold, [], [grad, {fold}], [product, local], full, dim, not reverse)
-        start = walked(product, local, None, not reverse, dh0)
-        before = earlier(h, first, dim, reverse)
-        scan_launch({name}_backward, [{grads}], [grad, before, {read}], [start], full, dim, not reverse)
-{settle}
-    return {results}, None if dh0 is None else dh0.sum_to_size(h0.shape).to(h0.dtype)
-
-
-def earlier(h, first, dim, reverse):
-    """The state before each step."""
-    edge = h.narrow(dim, 0, 1)
-    start = torch.zeros_like(edge) if first is None else first.to(h.dtype).unsqueeze(dim)
-    rest = h.narrow(dim, 1 if reverse else 0, h.shape[dim] - 1)
-    return torch.cat([rest, start] if reverse else [start, rest], dim)
-'''
-
-
-def render(name: str, origin: str, decay: Derived, new: Derived) -> Kernel:
+def render(name: str, origin: str, decay: Derived, new: Derived, plan: Plan | None = None) -> Kernel:
     """The decay and the new part, each a function of operands as gatec.derive makes it; equal names are one operand."""
     dtypes = {x.name: x.meta["val"].dtype for d in (decay, new) for x in d.forward.find_nodes(op="placeholder")}
     wide: Wide = "float64" if "float64" in (wide_of(decay.forward), wide_of(new.forward)) else "float32"
     out = new.forward.output_node().meta["val"][0].dtype
-    head = HEAD.format(name=name, origin=origin, dtypes=tuple(dtypes.values()), out=out, wide=wide)
-    made = Scan(name, list(dtypes), decay, new, wide)
+    types = plan.dtypes if plan else tuple(dtypes.values())
+    head = HEAD.format(name=name, origin=origin, dtypes=types, out=out, wide=wide)
+    made = Scan(name, list(dtypes), decay, new, wide, plan)
     kernels = [made.reduce(), made.apply(), made.fold(), made.backward()]
     functions = needed((line for text in kernels for line in text.splitlines()), wide)
     parts = [
@@ -206,8 +57,10 @@ def render(name: str, origin: str, decay: Derived, new: Derived) -> Kernel:
         MERGE,
         REDUCE,
         LAUNCHERS,
+        *([STILL] if made.still else []),
         made.launch(),
         made.pull(),
+        *([made.region(plan)] if plan else []),
     ]
     return Kernel(name, "\n\n\n".join(part.strip("\n") for part in parts) + "\n")
 
@@ -215,30 +68,19 @@ def render(name: str, origin: str, decay: Derived, new: Derived) -> Kernel:
 class Scan:
     """The four kernels of one scan; what differs is what a step reads, computes and writes."""
 
-    def __init__(self, name: str, names: list[str], decay: Derived, new: Derived, wide: Wide) -> None:
-        self.name, self.names, self.decay, self.new, self.wide = name, names, decay, new, wide
+    def __init__(
+        self, name: str, names: list[str], decay: Derived, new: Derived, wide: Wide, plan: Plan | None = None
+    ) -> None:
+        self.name, self.names, self.decay, self.new, self.wide, self.plan = name, names, decay, new, wide, plan
         known = {x.name for d in (decay, new) for x in d.backward.find_nodes(op="placeholder")
                  if x.name != "grad" and x.meta["val"].is_floating_point()}  # fmt: skip
         self.grads = {n: f"{n}_grad" for n in names if n in known}
+        ranks = {x.name: x.meta["val"].dim() for d in (decay, new) for x in d.forward.find_nodes(op="placeholder")}
+        self.still = {n for n in self.grads if plan and ranks[n] < plan.rank - plan.dim}  # no dimension of time
 
     def used(self, *graphs: fx.Graph) -> list[str]:
         read = {n.name for g in graphs for n in g.find_nodes(op="placeholder") if n.users}
         return [n for n in self.names if n in read]
-
-    def gate(self, graph: fx.Graph, prefix: str, **renamed: str) -> tuple[list[str], list[str | None]]:
-        """The lines of one graph, its own names made different from those of the other."""
-        own = [n for n in graph.nodes if n.op == "call_function"]
-        copied = fx.Graph()
-        env: dict[fx.Node, fx.Node] = {}
-        for node in graph.nodes:
-            if node.op == "output":
-                result = copied.output(fx.node.map_arg(node.args[0], env.__getitem__))
-                result.meta = dict(node.meta)
-                continue
-            env[node] = copied.node_copy(node, env.__getitem__)
-            if node in own:
-                env[node].name = f"{prefix}{node.name}"
-        return spell(copied, renamed)
 
     def kernel(self, name: str, outs: Sequence[str], ins: Sequence[str], work: Sequence[str], start: Sequence[str],
                body: Sequence[str], end: Sequence[str]) -> str:  # fmt: skip
@@ -258,7 +100,7 @@ class Scan:
         renamed = {n: f"{n}_t" for n in self.names}
         lines, values = [], []
         for prefix, derived in zip(("a_", "b_"), graphs, strict=False):
-            made, results = self.gate(derived.forward, prefix, **renamed)
+            made, results = spelled(derived.forward, prefix, renamed)
             lines += made
             values.append(str(results[0]))
         return lines, values
@@ -306,35 +148,69 @@ class Scan:
         ins = self.used(*graphs)
         lines, (a,) = self.forward_lines([self.decay])
         renamed = {n: f"{n}_t" for n in self.names}
-        of_a, da = self.gate(self.decay.backward, "da_", **renamed, grad="decay_grad")
-        of_b, db = self.gate(self.new.backward, "db_", **renamed, grad="state_grad")
+        of_a, da = spelled(self.decay.backward, "da_", renamed | {"grad": "decay_grad"})
+        of_b, db = spelled(self.new.backward, "db_", renamed | {"grad": "state_grad"})
         parts: dict[str, list[str]] = {}
         for derived, results in ((self.decay, da), (self.new, db)):
             own = [x.name for x in derived.forward.find_nodes(op="placeholder")]
             for operand, value in zip(own, results, strict=True):
                 parts.setdefault(operand, []).extend([] if value is None else [f"({value})"])
-        outs = list(self.grads.values())
+        outs, start, end = list(self.grads.values()), self.start("carried"), []
         body = [*self.loads(["grad", "before", *ins]), *lines, "state_grad = grad_t + carried",
                 "decay_grad = state_grad * before_t", *of_a, *of_b]  # fmt: skip
         for operand, grad in self.grads.items():
             total = " + ".join([f"tl.zeros((ROWS, COLS), tl.{self.wide})", *parts[operand]])
-            body.append(f"put({grad}, {total}, t, row, col, rows, shape, {grad}_at, {grad}_along)")
+            if operand in self.still:
+                start.append(self.zeros(f"{grad}_sum", "0.0"))
+                body.append(f"{grad}_sum += {total}")
+                end += _written(grad, f"{grad}_sum", "chunk")
+            else:
+                body += _written(grad, total, "t")
         body.append(f"carried = ({a}) * state_grad")
-        return self.kernel("backward", outs, ["grad", "before", *ins], ["start"], self.start("carried"), body, [])
+        return self.kernel("backward", outs, ["grad", "before", *ins], ["start"], start, body, end)
 
     def launch(self) -> str:
+        check = "" if self.plan else f"expect(({', '.join(self.names)},), DTYPES)\n    "
         return FORWARD.format(
-            name=self.name, operands=", ".join(self.names), shapes=", ".join(f"{n}.shape" for n in self.names),
+            name=self.name, check=check, forward="states" if self.plan else "forward",
+            operands=", ".join(self.names), shapes=", ".join(f"{n}.shape" for n in self.names),
             read=", ".join(self.used(self.decay.forward, self.new.forward)),
         )  # fmt: skip
 
     def pull(self) -> str:
         pairs = list(self.grads.items())
+        rooms = {n: f"room_for_sums({n}, full, dim)" if n in self.still else f"room_for_gradient({n}, full)"
+                 for n in self.grads}  # fmt: skip
         return BACKWARD.format(
-            name=self.name, operands=", ".join(self.names), fold=", ".join(self.used(self.decay.forward)),
-            rooms="\n".join(f"    {g} = room_for_gradient({n}, full)" for n, g in pairs),
+            name=self.name, backward="pulled" if self.plan else "backward",
+            needs=tuple(n in self.grads for n in self.names), operands=", ".join(self.names),
+            fold=", ".join(self.used(self.decay.forward)),
+            rooms="\n".join(f"    {g} = {rooms[n]} if needs[{self.names.index(n)}] else None" for n, g in pairs),
             grads=", ".join(g for _, g in pairs),
             read=", ".join(self.used(self.decay.forward, self.decay.backward, self.new.backward)),
             settle="\n".join(f"    {g} = reduced({g}, {n})" for n, g in pairs),
             results="(" + ", ".join(self.grads.get(n, "None") for n in self.names) + ",)",
         )  # fmt: skip
+
+    def region(self, plan: Plan) -> str:
+        """The same as functions of the region's operands alone."""
+        at = {n: f"needs[{i}]" for i, n in enumerate(plan.operands)}
+        own = [self.grads.get(n, "_") for n in self.names]
+        results = [self.grads.get(n, "None") for n in plan.operands]
+        if plan.first:
+            first = plan.operands.index(plan.first)
+            results[first] = f"dh0 if needs[{first}] else None"
+        return REGION.format(
+            operands=", ".join(plan.operands), names=", ".join(self.names), first=plan.first, dim=plan.dim,
+            reverse=plan.reverse, needs=tuple(n in self.grads or n == plan.first for n in plan.operands),
+            found=", ".join(own), first_grad="dh0" if plan.first else "_", asked=", ".join(at[n] for n in self.names),
+            results=", ".join(results),
+        )  # fmt: skip
+
+
+def _written(grad: str, value: str, at: str) -> list[str]:
+    """Only where the gradient is wanted."""
+    return [
+        f"if {grad} is not None:",
+        f"    put({grad}, {value}, {at}, row, col, rows, shape, {grad}_at, {grad}_along)",
+    ]

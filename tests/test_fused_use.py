@@ -31,7 +31,19 @@ class Gated(nn.Module):
         return self.down(F.silu(self.gate(x)) * self.norm(self.up(x)))
 
 
-MODELS = {"pointwise": Gated, "row": lambda: Gated(nn.RMSNorm(16))}
+class Recurrent(nn.Module):
+    """A state for each batch and channel, from the first position to the last."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate, self.up, self.down = nn.Linear(8, 16), nn.Linear(8, 16), nn.Linear(16, 8)
+
+    def forward(self, x):
+        kept = torch.sigmoid(self.gate(x))
+        return self.down(gatec.linear_recurrence(kept, (1 - kept) * self.up(x), dim=max(x.ndim - 2, 0)))
+
+
+MODELS = {"pointwise": Gated, "row": lambda: Gated(nn.RMSNorm(16)), "scan": Recurrent}
 
 
 @pytest.fixture(params=MODELS, scope="module")
@@ -307,7 +319,7 @@ def launched(monkeypatch):
         monkeypatch.setitem(sys.modules, "launched", module)
         exec(compile(kernel.source, kernel.load().__file__, "exec"), vars(module))
         for name in list(vars(module)):
-            if name.endswith(("_forward", "_backward")):
+            if name.endswith(("_forward", "_backward", "_reduce", "_apply", "_fold", "carries")):
                 setattr(module, name, Started(devices, log))
         monkeypatch.setattr(torch.cuda, "device_of", guard)
         with FakeTensorMode(), Ran() as ran:
@@ -321,11 +333,15 @@ def launched(monkeypatch):
     return run
 
 
+SHAPES = {"gemm": [(4, 8), (16, 8), (4, 16)], "rowwise": [(4, 16), (4, 16), (16,)], "scan": [(2, 4, 16), (2, 4, 16)]}
+
+
 def test_a_launch_waits_for_nothing_and_runs_on_the_device_of_its_operands(pair, launched):
     """What CUDA graphs and several devices need."""
     (kernel,) = gatec.kernels_of(pair[1]).values()
-    shapes = [(4, 16), (4, 16), (16,)] if "rowwise.py" in kernel.source else [(4, 8), (16, 8), (4, 16)]
-    log, ran = launched(kernel, "cuda:1", shapes)
-    assert log == [torch.device("cuda:1")] * 2
+    maker = kernel.source.partition(".py; do not edit")[0].rpartition("/")[2]
+    log, ran = launched(kernel, "cuda:1", SHAPES[maker])
+    assert log == [torch.device("cuda:1")] * (2 if maker != "scan" else 9)
     products = {"mm", "addmm", "t", "split", "chunk", "transpose", "_reshape_alias"}
-    assert set(ran) <= {"empty", "empty_like", "sum", "_to_copy", "view", "device", *products}
+    states = {"zeros_like", "narrow", "slice", "cat", "zeros"}  # those before each step
+    assert set(ran) <= {"empty", "empty_like", "sum", "_to_copy", "view", "device", *products, *states}

@@ -53,6 +53,29 @@ class Projected(nn.Module):
         return torch.sigmoid(self.slope * self.gate(x)) * self.value(x)
 
 
+class Leaky(nn.Module):
+    """A state that two layers decide about."""
+
+    def __init__(self, slope):
+        super().__init__()
+        self.gate, self.value, self.slope = nn.Linear(16, 16), nn.Linear(16, 16), slope
+
+    def forward(self, x):
+        kept = torch.sigmoid(self.slope * self.gate(x))
+        return gatec.linear_recurrence(kept, (1 - kept) * self.value(x))
+
+
+class Tapped(nn.Module):
+    """A causal convolution under a gate."""
+
+    def __init__(self, slope):
+        super().__init__()
+        self.conv, self.slope = nn.Conv1d(16, 16, 3, groups=16, padding=2), slope
+
+    def forward(self, x):
+        return torch.sigmoid(self.slope * self.conv(x.mT)[..., : x.shape[1]].mT) * x
+
+
 class Fake:
     """A CPU on which a kernel takes as long as the test says, and eager a millisecond."""
 
@@ -277,7 +300,8 @@ def test_a_budget_is_a_time(budget):
 
 
 # A model for each anchor: its ways run in another process first, so they must be able to go there.
-MODELS = {"pointwise": lambda: Gated(3.0), "row": CASES["nn.RMSNorm"], "gemm": lambda: Projected(3.25)}
+MODELS = {"pointwise": lambda: Gated(3.0), "row": CASES["nn.RMSNorm"], "gemm": lambda: Projected(3.25),
+          "scan": lambda: Leaky(3.5), "conv": lambda: Tapped(3.75)}  # fmt: skip
 ELSEWHERE = {
     "mixture": "tests/interpret/test_grouping.py sends every way of it through the same verification",
     "router": "tests/interpret/test_router.py does so for it",

@@ -8,8 +8,20 @@ from gatec.match import Term
 from gatec.match.terms import Buffer
 
 CALLS = ("layer:", "call:", "module:")
-VIEWS = {"view", "part", "select", "item", "transpose", "permute", "cast", "dropout", "repeat", "call:contiguous"}
-WHOLE = {"view", "transpose", "permute", "cast", "dropout", "call:contiguous"}
+VIEWS = {
+    "view",
+    "part",
+    "select",
+    "item",
+    "transpose",
+    "permute",
+    "cast",
+    "dropout",
+    "repeat",
+    "call:contiguous",
+    "call:movedim",
+}
+WHOLE = {"view", "transpose", "permute", "cast", "dropout", "call:contiguous", "call:movedim"}
 CONTRACTIONS = {"call:matmul", "call:bmm", "call:mm", "call:einsum", "call:baddbmm", "call:addmm", "call:tensordot"}
 GROUPED = {"call:grouped_linear", "call:grouped_mm", "call:_grouped_mm"}  # a matrix for each group of rows
 REDUCTIONS = {

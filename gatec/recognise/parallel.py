@@ -19,9 +19,10 @@ from gatec.recognise.look import (
 )
 from gatec.recognise.scene import Hit, Scene
 from gatec.recognise.signals import signal
-from gatec.recognise.steps import settle
+from gatec.recognise.steps import fading, settle
 
 CUMULATIVE = {"call:cumsum", "call:logcumsumexp", "call:cumprod"}
+SCANS = {"call:linear_recurrence", "call:scan"}
 
 
 def delta(scene: Scene) -> None:
@@ -34,6 +35,15 @@ def delta(scene: Scene) -> None:
             read = [t for t in inside if t.op in CONTRACTIONS or t.op == "sum"]
             if gates and any(reaches(t, peeled(h), 60) for t in read for h in held):
                 settle(scene, Hit("recurrence", gates[0].name, term, (gates[0].factor,), tuple(held), (p,)))
+
+
+def scanned(scene: Scene) -> None:
+    """Every state of h[t] = a[t] * h[t-1] + b[t] at once, as gatec.linear_recurrence computes them."""
+    for term in (t for t in scene.terms if t.op in SCANS and len(t.args) > 1 and t not in scene.used):
+        decay, new = term.args[:2]
+        found = fading(decay)
+        if found is not None:
+            settle(scene, Hit("recurrence", found.op, term, (decay,), (term,), (new,)))
 
 
 def parallel(scene: Scene) -> None:

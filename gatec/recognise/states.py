@@ -5,7 +5,7 @@ from __future__ import annotations
 from gatec.match import Term
 from gatec.match.written import without
 from gatec.recognise.look import CONTRACTIONS, below, fixed, parameter, peeled, raw, reaches
-from gatec.recognise.parallel import delta, parallel
+from gatec.recognise.parallel import delta, parallel, scanned
 from gatec.recognise.scene import Hit, Scene
 from gatec.recognise.signals import core, signal
 from gatec.recognise.steps import Step, complements, decays, readings, resets, settle, steps_of
@@ -28,6 +28,7 @@ def states(scene: Scene) -> None:
         hit = next((h for s in found if term not in scene.used and (h := single(scene, s)) is not None), None)
         if hit is not None:
             settle(scene, hit)
+    scanned(scene)
     delta(scene)
     parallel(scene)
 

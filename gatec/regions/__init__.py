@@ -1,9 +1,11 @@
 """Regions: the pointwise nodes around a gate that one kernel computes, and what flows into them."""
 
+from gatec.regions.convolutions import window
 from gatec.regions.growing import around, gates, grown, regions, surveyed
-from gatec.regions.nodes import POINTWISE
+from gatec.regions.nodes import POINTWISE, convolves
+from gatec.regions.recurrences import parts
 from gatec.regions.region import Region, named
 from gatec.regions.surroundings import Surroundings, transforms
 
-__all__ = ["POINTWISE", "Region", "Surroundings", "around", "gates", "grown", "named", "regions", "surveyed",
-           "transforms"]  # fmt: skip
+__all__ = ["POINTWISE", "Region", "Surroundings", "around", "convolves", "gates", "grown", "named", "parts", "regions",
+           "surveyed", "transforms", "window"]  # fmt: skip

@@ -11,8 +11,10 @@ from gatec.match import Canon
 from gatec.match.terms import shape_of
 from gatec.projections import alone, opened, projects
 from gatec.recognise import Find, finds
+from gatec.regions.convolutions import convolved
 from gatec.regions.hoisting import hoisted
-from gatec.regions.nodes import called, helper, pointwise, rowwise
+from gatec.regions.nodes import called, helper, pointwise, rowwise, scans
+from gatec.regions.recurrences import recurrence
 from gatec.regions.region import Region
 from gatec.regions.spelled import spelled
 from gatec.regions.surroundings import Surroundings
@@ -52,21 +54,34 @@ def around(
     """The gates and the regions around them; nodes of `held` belong to others already."""
     found = list(found)
     for rewritten in (written, hoisted):
-        moved = rewritten([f for f in found if f.node not in held], graph, module)
+        moved = rewritten([f for f in found if f.node not in held and not scans(f.node)], graph, module)
         found = [replace(f, node=moved.get(f.node, f.node)) for f in found]
-    return found, grown(found, graph, module, opens=opens, held=held)
+    copies: dict[fx.Node, fx.Node] = {}
+    grouped = grown(found, graph, module, opens=opens, held=held, copies=copies)
+    return [replace(f, node=copies.get(f.node, f.node)) for f in found], grouped
 
 
 def grown(
-    found: Iterable[Find], graph: fx.Graph, module: nn.Module, *, opens: bool = True, held: Iterable[fx.Node] = ()
-) -> list[Region]:
-    """The region around each gate of one graph; a node belongs to one region. `opens`: layers may become functions."""
+    found: Iterable[Find], graph: fx.Graph, module: nn.Module, *, opens: bool = True, held: Iterable[fx.Node] = (),
+    copies: dict[fx.Node, fx.Node] | None = None,
+) -> list[Region]:  # fmt: skip
+    """The region around each gate of one graph; a node belongs to one region.
+
+    `opens`: layers may become functions, and work may move; `copies` says which nodes stand for which then.
+    """
+    copies = {} if copies is None else copies
     surroundings = Surroundings.of(graph, module)
     taken = set(held)
     regions: list[Region] = []
-    for find in list(found):
-        region = _grow(find, surroundings, taken) if find.node not in taken else None
+    for find in sorted(found, key=lambda f: not scans(f.node)):  # they take the gates in front of them
+        if find.node in taken:
+            continue
+        if scans(find.node):
+            region = recurrence(find, surroundings, module if opens else None, taken, copies)
+        else:
+            region = _grow(find, surroundings, taken)
         if region is not None and not taken & set(region.nodes):
+            region = convolved(region, surroundings, module if opens else None, taken, copies)
             region = _multiplied(region, surroundings, module if opens else None, taken)
             if not worth(region):
                 continue

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, fx
+from torch.nn import functional as F
 
 from gatec.capture.guards import writes
+from gatec.recurrence import SCAN, linear_recurrence
 from gatec.rowform import LONGEST
 
 POINTWISE = {
@@ -27,6 +29,15 @@ ROWWISE = {"rms_norm", "layer_norm", "softmax", "log_softmax", "normalize"}
 def called(node: fx.Node) -> str:
     """The name of the function or method that a node calls."""
     return node.target if isinstance(node.target, str) else str(getattr(node.target, "__name__", ""))
+
+
+def scans(node: fx.Node) -> bool:
+    """Whether a node is a linear recurrence over time, all states at once."""
+    return node.op == "call_function" and node.target in (linear_recurrence, SCAN)
+
+
+def convolves(node: fx.Node) -> bool:
+    return node.op == "call_function" and node.target in (F.conv1d, F.conv2d)
 
 
 def pointwise(node: fx.Node) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from gatec.projections import multiplies
 from gatec.recognise import Find
-from gatec.regions.nodes import rowwise
+from gatec.regions.nodes import convolves, rowwise, scans
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,14 @@ class Region:
 
     @property
     def anchor(self) -> str:
-        """ "gemm" behind linear layers, "row" where it looks at whole rows (a norm, a softmax, a statistic), else "pointwise"."""
+        """What it is built around: "scan" over time, "gemm" behind linear layers, "conv" behind a convolution, "row" where it
+        looks at whole rows (a norm, a softmax, a statistic), else "pointwise"."""
+        if scans(self.output):
+            return "scan"
         if any(map(multiplies, self.nodes)):
             return "gemm"
+        if any(map(convolves, self.nodes)):
+            return "conv"
         return "row" if any(map(rowwise, self.nodes)) else "pointwise"
 
     @property

@@ -15,6 +15,7 @@ from gatec.capture.guards import hold, writes
 from gatec.grouped import grouped_linear
 from gatec.match.spelling import overwrites
 from gatec.match.terms import storage
+from gatec.recurrence import linear_recurrence
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,12 @@ class Surroundings:
         place = {n: i for i, n in enumerate(graph.nodes)}
         written = ((i, _written(n, module)) for n, i in place.items())
         return cls(place, [(i, memory) for i, memory in written if memory is None or memory])
+
+    def placed(self, graph: fx.Graph) -> None:
+        """Nodes that were put into the graph stand where the one behind them does."""
+        last = len(self.place)
+        for node in reversed(graph.nodes):
+            last = self.place.setdefault(node, last)
 
     def waits(self, node: fx.Node, end: fx.Node) -> bool:
         """Whether the node computes the same at the place of `end`."""
@@ -62,7 +69,7 @@ def _computes(target: Any) -> bool:
     if isinstance(target, torch._ops.OpOverloadPacket):
         return not any(getattr(target, name)._schema.is_mutable for name in target.overloads())
     own = str(getattr(target, "__module__", None) or "").split(".")[0] in ("torch", "_operator", "math", "builtins", "")
-    own = own or target is grouped_linear
+    own = own or target in (grouped_linear, linear_recurrence)
     return isinstance(target, torch._ops.OpOverload) or (own and not isinstance(target, torch._ops.HigherOrderOperator))
 
 

@@ -7,9 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from recurrences import RECURRENCES
-from test_pointwise_binaries import SCRIPT, run
+from test_pointwise_binaries import SCRIPT as PLAIN
+from test_pointwise_binaries import run
 
-SCRIPT = SCRIPT.replace("compiled(module, operands, target)", "compiled(Whole(module), operands, target)").replace(
+from gatec.derive import derive
+from gatec.kernels.scan import Plan, render
+
+SCRIPT = PLAIN.replace("compiled(module, operands, target)", "compiled(Whole(module), operands, target)").replace(
     "for line in sys.stdin", "from scan_module import Whole\nfor line in sys.stdin"
 )
 
@@ -45,6 +49,26 @@ def test_compiles_without_spills(dtype, tmp_path):
         for binary in binaries:
             assert binary["spills"] == binary["stack"] == 0, binary
             assert binary["registers"] <= 128, binary
+
+
+@pytest.mark.parametrize("target", ["sm_90", "gfx942"])
+def test_a_region_compiles_without_spills(target, tmp_path):
+    """With a first state, from the last step to the first, and a parameter that is summed inside each chunk."""
+    found = next(r for r in RECURRENCES if r.name == "rglru")
+    shapes = [(4, 512, 128), (128,), (4, 512, 128), (4, 512, 128)]
+    operands = [torch.empty(s, dtype=torch.bfloat16) for s in shapes]
+    decay, new = (
+        derive(f, [operands[i] for i in of]) for f, of in ((found.decay, found.decay_of), (found.new, found.new_of))
+    )
+    names = tuple(n.name for n in new.forward.find_nodes(op="placeholder"))
+    plan = Plan((*names, "h0"), (torch.bfloat16,) * 5, "h0", 3, 1, True)
+    file = tmp_path / "region.py"
+    file.write_text(render("region", "tests", decay, new, plan).source)
+    line = " ".join([str(file), target, *("x".join(map(str, s)) for s in (*shapes, (4, 128)))])
+    binaries = json.loads(run([sys.executable, "-c", PLAIN], line))
+    assert {b["kernel"] for b in binaries} >= {"region_reduce", "region_apply", "region_fold", "region_backward"}
+    for binary in binaries:
+        assert binary["spills"] == binary["stack"] == 0 and binary["registers"] <= 128, binary
 
 
 # What gatec.aot compiles is a module whose backward takes the gradient and the operands; this one takes the states too.
