@@ -84,7 +84,8 @@ def price(region: Region) -> Price:
     products = [n for n in work if _contracts(n)]
     flops = sum(_elements(n) for n in work if n not in products)
     apart = sum(_bytes([n, *n.all_input_nodes]) for n in products)
-    after = _bytes([*region.outputs, *region.inputs]) + 2 * _bytes(region.within)
+    again = region.inputs if region.anchor == "scan" else ()  # its chunks are read twice
+    after = _bytes([*region.outputs, *region.inputs]) + _bytes(again) + 2 * _bytes(region.within)
     return Price(len(work), before, after, flops, sum(map(_multiplications, products)), apart, region.launches)
 
 

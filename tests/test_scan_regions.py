@@ -132,3 +132,10 @@ def test_a_parameter_of_the_gate_is_summed_inside_each_chunk():
     assert "room_for_sums(" in kernel.source.partition("def pulled")[2]
     _, fused = pair(leaky)
     assert "room_for_sums(" not in scans(fused)[0].source
+
+
+def test_a_scan_is_priced_as_three_launches_that_read_everything_twice():
+    _, fused = pair(learned_average)
+    ((_, price),) = gatec.report(fused).regions
+    state, row = 2 * 9 * WIDTH * 8, WIDTH * 8
+    assert (price.kernels, price.after) == (3, state + 2 * (state + row))

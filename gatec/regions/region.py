@@ -59,7 +59,8 @@ class Region:
 
     @property
     def launches(self) -> int:
-        return 1
+        """A scan reduces its chunks, walks them, and applies what it found."""
+        return 3 if self.anchor == "scan" else 1
 
     @property
     def examples(self) -> list[Tensor]:
