@@ -77,6 +77,13 @@ def unseen(grad, x):
     return grad.view(x.shape) if grad.numel() == x.numel() else reduced(grad, x)
 
 
+def lies_along(full, *near):
+    """What is convolved has the result's own length: it is not repeated along the axes of the taps."""
+    found = broadcast(*(x.shape for x in near))
+    if any(found[d] != full[d] for d in AXES):
+        raise TypeError(f"this kernel was generated for a result as long as what is convolved, not {full} for {found}")
+
+
 def only(full, d, stride):
     """The form of an operand that changes along one dimension."""
     return tuple(n if i == d else 1 for i, n in enumerate(full)), tuple(stride if i == d else 0 for i in range(len(full)))
@@ -142,6 +149,7 @@ def forward({operands}):
     expect(({operands},), DTYPES)
     {views}
     full = broadcast({shapes})
+    lies_along(full, {near})
     out = room(({shaped}), full, OUT)
     if out.numel():
         launch({name}_forward, full, [(out, None), {read}], [{near}])

@@ -139,3 +139,10 @@ def test_a_scan_is_priced_as_three_launches_that_read_everything_twice():
     ((_, price),) = gatec.report(fused).regions
     state, row = 2 * 9 * WIDTH * 8, WIDTH * 8
     assert (price.kernels, price.after) == (3, state + 2 * (state + row))
+
+
+def test_a_rolled_loop_runs_along_time_where_it_lies():
+    """No states are copied because steps came first: the op's operands are in the layers' own order."""
+    _, fused = pair(loop)
+    (kernel,) = scans(fused)
+    assert "dim=1, reverse=False)" in kernel.source.partition("def forward(")[2]

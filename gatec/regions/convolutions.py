@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 from gatec.capture.guards import SELF, Changed, hold
+from gatec.match.terms import shape_of
 from gatec.projections import HOOKS
 from gatec.regions.nodes import convolves, pointwise
 from gatec.regions.region import Region
@@ -100,7 +101,7 @@ def convolved(
         return region
     for read in region.inputs:
         chain = _chain(read, region, around, taken)
-        if chain is None or not _depthwise(chain[0], module):
+        if chain is None or shape_of(read) != shape_of(region.output) or not _depthwise(chain[0], module):
             continue
         conv = opened(chain[0], module)
         around.placed(conv.graph)

@@ -8,7 +8,8 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gatec.recognise import Find
-from gatec.regions.nodes import pointwise
+from gatec.recurrence import linear_recurrence
+from gatec.regions.nodes import called, pointwise
 from gatec.regions.region import Region
 from gatec.regions.surroundings import Surroundings
 from gatec.regions.views import Copies, movable
@@ -27,6 +28,9 @@ def recurrence(
 ) -> Region | None:
     """Backwards from decay and new part over pointwise work, and over views of it where the graph may be changed."""
     end = find.node
+    if module is not None:
+        _straight(end)
+        around.placed(end.graph)
     decay, new, first, *_ = parts(end)
     if not all(isinstance(x, fx.Node) for x in (decay, new)) or not (first is None or isinstance(first, fx.Node)):
         return None
@@ -46,3 +50,39 @@ def recurrence(
         nodes = (*copies.nodes, end)
     read = dict.fromkeys(a for n in nodes for a in n.all_input_nodes if a not in nodes)
     return Region(find, nodes, tuple(read)) if all(isinstance(a.meta.get("val"), Tensor) for a in read) else None
+
+
+def _straight(end: fx.Node) -> None:
+    """A recurrence whose states are moved behind it runs along the dimension to which they are moved."""
+    decay, new, first, dim, reverse = parts(end)
+    states: Tensor = end.meta["val"]
+    behind = next(iter(end.users)) if len(end.users) == 1 else end
+    if (
+        called(behind) != "movedim"
+        or len(behind.args) != 3
+        or not (isinstance(decay, fx.Node) and isinstance(new, fx.Node))
+    ):
+        return
+    moves: Any = behind.args[1:]
+    source, target = moves
+    ranks = [x.meta["val"].dim() for x in (decay, new)]
+    plain = type(source) is type(target) is int and min(source, target) >= 0 and source == dim % states.dim()
+    if not plain or any(states.dim() > r > states.dim() - max(source, target) - 1 for r in ranks):
+        return
+    moved = [
+        _moved(x, source, target, end) if r == states.dim() else x for x, r in zip((decay, new), ranks, strict=True)
+    ]
+    if end.target is linear_recurrence:
+        end.args, end.kwargs = (*moved, first), {"dim": target, "reverse": reverse}
+    else:
+        end.args, end.kwargs = (*moved, first, target, reverse), {}
+    end.meta["val"] = behind.meta["val"]
+    behind.replace_all_uses_with(end)
+    end.graph.erase_node(behind)
+
+
+def _moved(node: fx.Node, source: int, target: int, end: fx.Node) -> fx.Node:
+    with end.graph.inserting_before(end):
+        new = end.graph.call_method("movedim", (node, source, target))
+    new.meta["val"] = node.meta["val"].movedim(source, target)
+    return new

@@ -119,6 +119,7 @@ class Copies:
 
     def of(self, node: fx.Node, behind: tuple[fx.Node, ...] = ()) -> fx.Node:
         """The node with these views behind it."""
+        behind = _folded(behind, node.meta["val"].dim())
         key = (node, tuple(repr((v.target, v.args[1:], v.kwargs)) for v in behind))
         if key not in self.made:
             self.made[key] = self._of(node, behind)
@@ -190,6 +191,19 @@ class Copies:
             new.meta["val"] = node.meta["val"]
             known[node] = new
         return known[node]
+
+
+def _folded(behind: tuple[fx.Node, ...], rank: int) -> tuple[fx.Node, ...]:
+    """Without orders that the next one takes back."""
+    kept: list[fx.Node] = []
+    for view in behind:
+        if kept and turns(view) and turns(kept[-1]):
+            first, second = ordering(kept[-1], rank), ordering(view, rank)
+            if [first[d] for d in second] == list(range(rank)):
+                kept.pop()
+                continue
+        kept.append(view)
+    return tuple(kept)
 
 
 def _keeps(view: fx.Node, rank: int, last: int) -> bool:
