@@ -5,6 +5,7 @@ weights. Ties go to the first column, NaN counts as the largest, and no column i
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import fx
@@ -38,6 +39,7 @@ def route(
         key += tl.load(bias_ptr + col, mask=inside, other=0.0).to(tl.float32)
     key = tl.where(key != key, float("inf"), key)
     free = inside & (row < rows)
+{groups}
     best = tl.zeros((ROWS, SLOTS), tl.float32)
     where = tl.zeros((ROWS, SLOTS), tl.int32)
     for j in tl.static_range(CHOICES):
@@ -53,6 +55,25 @@ def route(
     kept = (row < rows) & (slot < CHOICES)
     tl.store(weights_ptr + out, (best * FACTOR).to(weights_ptr.dtype.element_ty), mask=kept)
     tl.store(chosen_ptr + out, where.to(chosen_ptr.dtype.element_ty), mask=kept)
+"""
+
+# A group is worth the sum of its best columns; what stands in no group that is kept counts as the last constant.
+GROUPED = """
+    group = col // (COLUMNS // GROUPS)
+    worth = tl.zeros((ROWS, COLS), tl.float32)
+    for g in tl.static_range(GROUPS):
+        left = free & (group == g)
+        for _ in tl.static_range(BEST):
+            top = tl.max(tl.where(left, key, float("-inf")), 1)[:, None]
+            first = tl.min(tl.where(left & (key == top), col, COLS - 1), 1)[:, None]
+            worth += tl.where(group == g, top, 0.0)
+            left = left & (col != first)
+    open_groups = free
+    for _ in tl.static_range(KEPT):
+        top = tl.max(tl.where(open_groups, worth, float("-inf")), 1)[:, None]
+        best_group = tl.min(tl.where(open_groups & (worth == top), group, GROUPS - 1), 1)[:, None]
+        open_groups = open_groups & (group != best_group)
+    key = tl.where(open_groups, FILL, key)
 """
 
 PULL = """
@@ -139,9 +160,25 @@ def backward(grad, logits{bias}, needs=None, saved=None):
 '''
 
 
+@dataclass(frozen=True)
+class Groups:
+    """`count` groups of columns that stand side by side, of which `kept` are chosen by the sum of their `best` columns."""
+
+    count: int
+    kept: int
+    best: int = 2
+    fill: float = float("-inf")
+
+    @property
+    def constants(self) -> str:
+        values = {"GROUPS": self.count, "KEPT": self.kept, "BEST": self.best, "FILL": f'float("{self.fill}")'}
+        return "".join(f"{name} = tl.constexpr({value})\n" for name, value in values.items())
+
+
 def render(
     name: str, origin: str, forward: fx.Graph, backward: fx.Graph, *,
     choices: int, out: torch.dtype, biased: bool = False, normalised: bool = True, eps: float = 0.0, factor: float = 1.0,
+    groups: Groups | None = None,
 ) -> Kernel:  # fmt: skip
     """A router by the score of its rows; the graphs are the score's in row form, by gatec.derive."""
     (logits,) = forward.find_nodes(op="placeholder")
@@ -155,11 +192,12 @@ def render(
     head = HEAD.format(name=name, origin=origin, maker="router", dtypes=(value.dtype,), out=out, wide="float32")
     head += f"COLUMNS = tl.constexpr({columns})\nCHOICES = tl.constexpr({choices})\n"
     head += f"NORMALISED = tl.constexpr({normalised})\nEPS = tl.constexpr({eps!r})\nFACTOR = tl.constexpr({factor!r})\n"
+    head += groups.constants if groups else ""
     lines, scores = spell(forward, {logits.name: "logits"})
     pulled, grads = spell(backward, {logits.name: "logits", "grad": "picked"})
     lines = [*lines, f"scores = {scores[0]}"]
     written = [
-        ROUTE.replace("{lines}", indented(lines)),
+        ROUTE.replace("{lines}", indented(lines)).replace("\n{groups}\n", GROUPED if groups else "\n"),
         PULL.replace("{lines}", indented(lines)).replace("{back}", indented(pulled)).replace("{result}", str(grads[0])),
     ]
     launch = LAUNCH.format(

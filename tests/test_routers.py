@@ -43,7 +43,29 @@ def moved(x, bias):
     return weights / (weights.sum(dim=-1, keepdim=True) + 1e-20) * 2.5, chosen
 
 
-SPELLINGS = [renormalised, in_place, behind, sigmoids, plain, moved]
+def grouped(x, bias):
+    scores = x.sigmoid()
+    key = scores + bias
+    worth = key.view(-1, 4, 2).topk(2, dim=-1)[0].sum(dim=-1)
+    kept = torch.topk(worth, k=2, dim=-1, sorted=False)[1]
+    mask = torch.zeros_like(worth)
+    mask.scatter_(1, kept, 1)
+    mask = mask.unsqueeze(-1).expand(-1, 4, 2).reshape(-1, 8)
+    chosen = torch.topk(key.masked_fill(~mask.bool(), float("-inf")), k=3, dim=-1, sorted=False)[1]
+    weights = scores.gather(1, chosen)
+    return weights / (weights.sum(dim=-1, keepdim=True) + 1e-20) * 2.5, chosen
+
+
+def grouped_by_the_best(x, bias):
+    scores = x.softmax(dim=-1)
+    worth = scores.view(-1, 4, 2).max(dim=-1).values
+    mask = torch.zeros_like(worth).scatter(1, worth.topk(2)[1], 1)
+    mask = mask.unsqueeze(-1).expand(-1, 4, 2).reshape(-1, 8)
+    weights, chosen = torch.topk(scores.masked_fill(~mask.bool(), 0.0), k=3, dim=-1)
+    return weights, chosen
+
+
+SPELLINGS = [renormalised, in_place, behind, sigmoids, plain, moved, grouped, grouped_by_the_best]
 
 
 def smallest(x, bias):
@@ -60,7 +82,16 @@ def values_only(x, bias):
     return x.softmax(-1).topk(3).values, bias
 
 
-LEFT = [smallest, over_tokens, values_only]
+def beyond_the_groups(x, bias):
+    """More columns than the best group has: the weights of the others are zero, whatever their scores."""
+    scores = x.softmax(dim=-1)
+    worth = scores.view(-1, 4, 2).max(dim=-1).values
+    mask = torch.zeros_like(worth).scatter(1, worth.topk(1)[1], 1)
+    mask = mask.unsqueeze(-1).expand(-1, 4, 2).reshape(-1, 8)
+    return torch.topk(scores.masked_fill(~mask.bool(), 0.0), k=3, dim=-1)
+
+
+LEFT = [beyond_the_groups, smallest, over_tokens, values_only]
 
 
 class Router(nn.Module):
@@ -68,13 +99,13 @@ class Router(nn.Module):
 
     def __init__(self, route) -> None:
         super().__init__()
-        self.route, self.logits = route, nn.Linear(8, 7)
-        self.register_buffer("bias", torch.randn(7))
-        self.experts = nn.Parameter(torch.randn(7, 8))
+        self.route, self.logits = route, nn.Linear(8, 8)
+        self.register_buffer("bias", torch.randn(8))
+        self.experts = nn.Parameter(torch.randn(8, 8))
 
     def forward(self, x):
         weights, chosen = self.route(self.logits(x), self.bias)
-        return weights, chosen, (weights.unsqueeze(-1) * self.experts[chosen.long().clamp(0, 6)]).sum(-2)
+        return weights, chosen, (weights.unsqueeze(-1) * self.experts[chosen.long().clamp(0, 7)]).sum(-2)
 
 
 def fused(route):
@@ -84,7 +115,7 @@ def fused(route):
 
 
 def routed(model):
-    return [name for name in gatec.kernels_of(model) if ".router_" in name and "_of_7" in name]
+    return [name for name in gatec.kernels_of(model) if ".router_" in name and "_of_8" in name]
 
 
 @pytest.mark.parametrize("route", SPELLINGS, ids=lambda f: f.__name__)
@@ -117,8 +148,8 @@ class Left(nn.Module):
 
     def __init__(self, route) -> None:
         super().__init__()
-        self.logits, self.route, self.up = nn.Linear(8, 7), route, nn.Linear(8, 3)
-        self.register_buffer("bias", torch.randn(7))
+        self.logits, self.route, self.up = nn.Linear(8, 8), route, nn.Linear(8, 3)
+        self.register_buffer("bias", torch.randn(8))
 
     def forward(self, x):
         weights, chosen = self.route(self.logits(x), self.bias)
@@ -154,10 +185,14 @@ def test_an_empty_batch_has_no_choice() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("kind", ["qwen3_moe", "gpt_oss", "mixtral"])
+@pytest.mark.parametrize("kind", ["qwen3_moe", "gpt_oss", "deepseek_v3"])
 def test_routers_of_a_model_library(kind) -> None:
     transformers = pytest.importorskip("transformers")
-    count = {"num_experts": 6} if kind == "qwen3_moe" else {"num_local_experts": 6}
+    count = {
+        "qwen3_moe": {"num_experts": 6}, "gpt_oss": {"num_local_experts": 6},
+        "deepseek_v3": {"n_routed_experts": 6, "n_group": 3, "topk_group": 2, "first_k_dense_replace": 0, "q_lora_rank": 8,
+                        "kv_lora_rank": 8, "qk_rope_head_dim": 4, "v_head_dim": 8, "qk_nope_head_dim": 4},
+    }[kind]  # fmt: skip
     config = transformers.AutoConfig.for_model(
         kind, hidden_size=16, intermediate_size=12, moe_intermediate_size=12, num_hidden_layers=1, num_attention_heads=2,
         num_key_value_heads=2, vocab_size=32, num_experts_per_tok=3, max_position_embeddings=64, pad_token_id=0,
@@ -165,6 +200,6 @@ def test_routers_of_a_model_library(kind) -> None:
     )  # fmt: skip
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
     after = gatec.fuse(model, {"input_ids": torch.randint(32, (2, 5))}, everywhere=True)
-    assert [name for name in gatec.kernels_of(after) if name.endswith("router_softmax_3_of_6")]
+    assert [name for name in gatec.kernels_of(after) if "router_" in name and name.endswith("_3_of_6")]
     ids = torch.randint(32, (3, 4))
     torch.testing.assert_close(after(input_ids=ids).logits, model(input_ids=ids).logits)

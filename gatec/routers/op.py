@@ -20,6 +20,8 @@ from gatec.making import MAKERS, Made, origin
 from gatec.onnx import register_decomposition
 from gatec.routers.region import Routing
 
+CALM = 8.0
+
 
 @dataclass(frozen=True, eq=False)
 class Eager:
@@ -30,6 +32,7 @@ class Eager:
     normalised: bool
     eps: float
     factor: float
+    groups: router.Groups | None
     dtype: torch.dtype
 
     def __call__(self, logits: Tensor, *bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -39,7 +42,15 @@ class Eager:
     def key(self, logits: Tensor, bias: Tensor | None = None) -> Tensor:
         """What the choice is made by."""
         scores: Tensor = self.score(logits)
-        return scores if bias is None else scores + bias
+        key: Tensor = scores if bias is None else scores + bias
+        if self.groups is None:
+            return key
+        columns = key.unflatten(-1, (self.groups.count, -1))
+        worth = columns.topk(self.groups.best, -1).values.sum(-1)
+        closed = torch.ones_like(worth, dtype=torch.bool)
+        closed = closed.scatter(-1, worth.topk(self.groups.kept, -1).indices, False)
+        open_only: Tensor = columns.masked_fill(closed.unsqueeze(-1), self.groups.fill).flatten(-2)
+        return open_only
 
     def weights(self, logits: Tensor, chosen: Tensor) -> Tensor:
         weights = self.score(logits).gather(-1, chosen)
@@ -95,14 +106,21 @@ def _backward(kernel: Kernel, biased: bool, grad: Tensor, chosen: Tensor, logits
 
 @dataclass(frozen=True)
 class Compared:
-    """A way, with what it chose in place of the columns' numbers: equal scores may be chosen in any order."""
+    """A way, with what it chose in place of the columns' numbers: equal scores may be chosen in any order.
+
+    Among groups of equal worth any may be taken, and then the weights differ: there logits are at most `CALM`, where
+    no score is rounded to one or zero.
+    """
 
     way: Run
-    key: Run
+    eager: Eager
 
-    def __call__(self, *operands: Tensor) -> tuple[Tensor, Tensor]:
-        weights, chosen = self.way(*operands)
-        return weights, self.key(*operands).gather(-1, chosen)
+    def __call__(self, logits: Tensor, *bias: Tensor) -> tuple[Tensor, Tensor]:
+        if self.eager.groups is not None and logits.numel():
+            logits = logits * (CALM / logits.abs().amax().clamp_min(CALM))
+        weights, chosen = self.way(logits, *bias)
+        best, order = self.eager.key(logits, *bias).gather(-1, chosen).sort(stable=True, dim=-1, descending=True)
+        return weights.gather(-1, order), best
 
 
 @dataclass(frozen=True)
@@ -152,11 +170,11 @@ class WithGradient:
 
 def sides(name: str, made: Router, eager: Run) -> tuple[Side, Side]:
     own = made.eager
-    forward = {n: Compared(way, own.key) for n, way in made.forward.items()}
+    forward = {n: Compared(way, own) for n, way in made.forward.items()}
     backward = {n: FromLogits(own, way) for n, way in made.backward.items()}
     pull = FromLogits(own, made.pull)
     return (
-        Side(name, "forward", forward, Compared(eager, own.key), Compared(own, own.key)),
+        Side(name, "forward", forward, Compared(eager, own), Compared(own, own)),
         Side(name, "backward", backward, Native(eager), pull, WithGradient(own)),
     )
 

@@ -18,10 +18,12 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from gatec.dispatch import Run
+from gatec.kernels.router import Groups
 from gatec.match import Term
 from gatec.mixtures.reading import Unlike, called, given, name_of, number, shape, wants
 from gatec.recognise import Find
 from gatec.regions import POINTWISE, Region, Surroundings
+from gatec.routers.groups import grouped
 
 CASTS = {"to", "float", "type", "type_as", "half", "bfloat16", "contiguous"}
 PLACES = {"values": 0, "indices": 1}
@@ -38,6 +40,7 @@ class Routing(Region):
     normalised: bool = False
     eps: float = 0.0
     factor: float = 1.0
+    groups: Groups | None = None
     after: str = ""  # what is applied to the scores that were chosen: "softmax" or "sigmoid"
 
     @property
@@ -63,7 +66,8 @@ class Routing(Region):
     @property
     def options(self) -> dict[str, Any]:
         normalised = self.normalised or self.after == "softmax"
-        return {"choices": self.choices, "normalised": normalised, "eps": self.eps, "factor": self.factor}
+        return {"choices": self.choices, "normalised": normalised, "eps": self.eps, "factor": self.factor,
+                "groups": self.groups}  # fmt: skip
 
     def score(self) -> Run:
         """The score of a row of logits."""
@@ -122,26 +126,37 @@ def _routing(top: Any, around: Surroundings) -> Routing:
     beside = [n for n in top.users if n not in read]
     wants(all(not n.users or name_of(n) == "len" for n in beside))
     gathered = [u for u in places[1].users if name_of(u) == "gather" and given(u, 2, "index") is places[1]]
-    scored, bias = key, None
+    groups, among, masked = grouped(key)
+    scored, bias = among, None
     if 0 in places:
         start = places[0]
-        wants(not gathered)
+        wants(not gathered and (groups is None or _outdone(groups, key, k)))
     else:
         (start,) = gathered
         wants(number(given(start, 1, "dim")) in (-1, len(shape(key)) - 1))
-        if start.args[0] is not key:
-            scored, bias = _biased(key, start.args[0])
+        if start.args[0] is not among:
+            scored, bias = _biased(among, start.args[0])
     logits, scores = _scores(scored)
     end, options, inner = _weights(start)
-    own = dict.fromkeys([*scores, *([key] if bias is not None else []), top, *places.values(), start, *inner])
+    own = dict.fromkeys(
+        [*scores, *([among] if bias is not None else []), *masked, top, *places.values(), start, *inner]
+    )
     nodes = tuple(sorted(own, key=around.place.__getitem__))
     first = min(end, places[1], key=around.place.__getitem__)
-    wants(all(around.waits(n, first) for n in nodes if around.place[n] < around.place[first]))
+    here = {around.place[n] for n in nodes}
+    others = Surroundings(around.place, [w for w in around.writers if w[0] not in here])
+    wants(all(others.waits(n, first) for n in nodes if around.place[n] < around.place[first]))
     inputs = (logits, *([bias] if bias is not None else []))
     signal = options.get("after") or next((n for n in map(name_of, reversed(scores)) if n not in CASTS), "linear")
     find = Find("router", str(signal), "logits", "", str(top.meta.get("where", "")), shape(end), "", 0, 0, 0, top,
                 Term("call:topk"))  # fmt: skip
-    return Routing(find, nodes, inputs, tuple(scores), (end, places[1]), k, **options)
+    return Routing(find, nodes, inputs, tuple(scores), (end, places[1]), k, groups=groups, **options)
+
+
+def _outdone(groups: Groups, key: Any, k: int) -> bool:
+    """Whether columns outside the best groups are never among the k largest, so that weights are scores."""
+    positive = name_of(key.args[0]) in ("softmax", "sigmoid") and groups.fill == 0.0
+    return groups.kept * (shape(key)[-1] // groups.count) >= k and (positive or groups.fill == float("-inf"))
 
 
 def _biased(key: Any, scored: Any) -> tuple[Any, Any]:

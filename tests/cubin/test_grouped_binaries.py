@@ -112,10 +112,14 @@ def test_mixtures_compile(dtype: str, bias: bool, configs: list[str], targets: l
     assert {b["kernel"] for b in found} == names
 
 
-@pytest.mark.parametrize("columns, choices", [(128, 8), swept(8, 2), swept(512, 16)])
-def test_routers_compile(columns: int, choices: int, tmp_path: Path) -> None:
+ROUTERS = [(128, 8, None), (256, 8, router.Groups(8, 4)), swept(8, 2, None), swept(512, 16, None)]
+
+
+@pytest.mark.parametrize("columns, choices, groups", ROUTERS)
+def test_routers_compile(columns: int, choices: int, groups: router.Groups | None, tmp_path: Path) -> None:
     derived = derive(softmax, [torch.empty(3, columns, dtype=torch.bfloat16)], rows=True)
-    made = router.render("router", "tests", derived.forward, derived.backward, choices=choices, out=torch.float32)
+    given = {"choices": choices, "out": torch.float32, "groups": groups}
+    made = router.render("router", "tests", derived.forward, derived.backward, **given)
     file = tmp_path / f"router{columns}.py"
     file.write_text(made.source)
     for binary in binaries(file, [((8192, columns), "bfloat16")], [""], ["sm_90", "gfx942"]):

@@ -15,7 +15,7 @@ from gatec.dispatch.forms import Form
 from gatec.dispatch.verify import Trial, verified
 from gatec.errors import GatecError
 from gatec.kernels.lint import complaints
-from gatec.kernels.router import render
+from gatec.kernels.router import Groups, render
 from gatec.making import made_for
 from gatec.routers import routings
 
@@ -148,10 +148,37 @@ class Moved(nn.Module):
         return scores.gather(-1, chosen) * 2.5, chosen
 
 
+class Grouped(nn.Module):
+    def forward(self, logits):
+        scores = logits.float().sigmoid()
+        worth = scores.view(-1, 4, 3).topk(2, dim=-1)[0].sum(-1)
+        mask = torch.zeros_like(worth).scatter(1, worth.topk(2)[1], 1)
+        mask = mask.unsqueeze(-1).expand(-1, 4, 3).reshape(-1, 12)
+        chosen = scores.masked_fill(~mask.bool(), float("-inf")).topk(5)[1]
+        return scores.gather(-1, chosen), chosen
+
+
+@pytest.mark.parametrize(
+    "columns, groups, choices", [(12, Groups(4, 2), 5), (8, Groups(2, 1, 1), 4), (16, Groups(16, 3, 1, 0.0), 5)]
+)
+def test_columns_of_the_best_groups_only(columns, groups, choices) -> None:
+    torch.manual_seed(0)
+    logits, bias = torch.randn(21, columns), torch.rand(columns)
+    weights, chosen = router(sigmoid, columns, choices, biased=True, groups=groups).load().chosen(logits, bias)
+    scores = torch.sigmoid(logits)
+    key = (scores + bias).unflatten(-1, (groups.count, -1))
+    best = key.topk(groups.best, -1).values.sum(-1).topk(groups.kept, -1).indices
+    closed = torch.ones(21, groups.count, dtype=torch.bool).scatter(-1, best, False)
+    wanted = key.masked_fill(closed.unsqueeze(-1), groups.fill).flatten(-2).topk(choices, -1).indices
+    real = groups.kept * columns // groups.count  # behind them, all that is left has one value, in any order
+    assert torch.equal(chosen[:, :real], wanted[:, :real])
+    torch.testing.assert_close(weights * scores.gather(-1, chosen).sum(-1, keepdim=True), scores.gather(-1, chosen))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("model", [Softmax(), Moved()], ids=["softmax", "moved"])
+@pytest.mark.parametrize("model", [Softmax(), Moved(), Grouped()], ids=["softmax", "moved", "grouped"])
 def test_every_way_passes_the_verification_of_a_device(model: nn.Module, dtype: torch.dtype) -> None:
-    logits = torch.randn(13, 11).to(dtype)
+    logits = torch.randn(13, 12 if isinstance(model, Grouped) else 11).to(dtype)
     graph = trace(model, type(model).forward, Call((logits,), {})).graph
     (region,) = routings(graph, model)
     values = [logits, *(torch.randn(v.shape) for v in region.examples[1:])]
