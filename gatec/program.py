@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -118,6 +118,18 @@ class Program:
             except Refused:
                 self.others[key] = None
         return self.others[key]
+
+    def other_graphs(self, path: str) -> Iterator[fx.Graph]:
+        """A module's graph in each form in which it is called but the first. Raises Refused where there is none."""
+        first, *rest = self.calls[path]
+        module, seen = self.module(path), {flatten(first.args, first.kwargs).key}
+        for call in rest:
+            key = flatten(call.args, call.kwargs).key
+            if key not in seen:
+                seen.add(key)
+                unit = unit_of(module)
+                known = self.known(path)
+                yield unit.graph(module, call, known) if unit else trace(module, type(module).forward, call, known).graph
 
     def shell_of(self, path: str) -> fx.Graph:
         """The module from outside, with what was put at its boundary so far."""

@@ -130,6 +130,9 @@ def _one(work: Work, name: str, index: int, match: Match, undo: Undo) -> Edit:
         if gate.check:
             gate.check(site, **bound(gate, gate.check, site, work.options))
         installable(module)
+        if rewrite.doors is None:
+            for graph in work.program.other_graphs(where.path):
+                rewrite.meets(module, graph)
         if work.dry:
             return Edit(gate.name, name, "put", "; ".join(["could be put", *site.notes]))
         drift, probe = installed(work.program, where.path, module, rewrite, steps, work.twins, work.structure)

@@ -56,6 +56,16 @@ class Rewrite:
                 raise
             return None
 
+    def meets(self, module: nn.Module, graph: fx.Graph) -> None:
+        """Raise Refused where a call comes by these layers in another way than the place does."""
+        graph_of = children_of(module, graph)
+        try:
+            self._inline(graph, graph_of)
+            self._find(module, graph, graph_of)
+        except Refused:
+            if self._passes_by(module, graph, graph_of):
+                raise
+
     def site_under(self, path: str) -> str:
         """The name of the site where the unit is the module at `path`."""
         levels, rest = self.site
@@ -87,15 +97,18 @@ class Rewrite:
         return self._tidied(site, graph)
 
     def _splice(self, site: Site, graph: fx.Graph, graph_of: GraphOf) -> Site:
+        self._inline(graph, graph_of)
+        site.match, canon = self._find(site.module, graph, graph_of)
+        cut, values = carried(site, canon, graph)
+        splice(site, cut, values, self.gate, self.options)
+        return self._tidied(site, graph)
+
+    def _inline(self, graph: fx.Graph, graph_of: GraphOf) -> None:
         for child in self.inlined:
             inner = graph_of(child)
             if inner is None:
                 raise Refused(f"{child} cannot be captured")
             inline(graph, child, inner)
-        site.match, canon = self._find(site.module, graph, graph_of)
-        cut, values = carried(site, canon, graph)
-        splice(site, cut, values, self.gate, self.options)
-        return self._tidied(site, graph)
 
     def _tidied(self, site: Site, graph: fx.Graph) -> Site:
         examples(site.module, graph)
