@@ -129,7 +129,9 @@ class Program:
                 seen.add(key)
                 unit = unit_of(module)
                 known = self.known(path)
-                yield unit.graph(module, call, known) if unit else trace(module, type(module).forward, call, known).graph
+                yield (
+                    unit.graph(module, call, known) if unit else trace(module, type(module).forward, call, known).graph
+                )
 
     def shell_of(self, path: str) -> fx.Graph:
         """The module from outside, with what was put at its boundary so far."""

@@ -495,3 +495,30 @@ def test_why_says_what_convert_would_of_a_layer_that_is_parametrized():
         assert (edit.verdict == "put") == (edit.why == "could be put")
         with pytest.raises(gatec.GatecError) if edit.verdict != "put" else contextlib.nullcontext():
             gatec.convert(Branch(), "wrap", inputs=x)
+
+
+class TwoForms(nn.Module):
+    """Its block is an MLP without a weight of its own, and none that a pass knows with one."""
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up, self.down = nn.Linear(8, 16), nn.Linear(16, 8)
+
+        def forward(self, x, w=None):
+            return self.down(F.relu(self.up(x) if w is None else (x @ w).cumsum(-1) + self.up(x)))
+
+    def __init__(self):
+        super().__init__()
+        self.block, self.w = self.Block(), nn.Parameter(torch.randn(8, 16))
+
+    def forward(self, x):
+        return self.block(self.block(x), self.w)
+
+
+def test_a_block_that_is_called_in_two_forms_needs_the_place_in_both():
+    model, x = TwoForms(), torch.randn(3, 8)
+    reason = "the glu place at up, down is not there in this call"
+    assert [e.why for e in gatec.why(model, "glu", inputs=x) if e.site == "block"] == [reason]
+    with pytest.raises(gatec.GatecError, match=reason):
+        gatec.convert(model, "glu", inputs=x)

@@ -195,3 +195,9 @@ def test_operands_that_are_called_like_functions_of_python_are_told_apart():
     fused = gatec.fuse(model, x, everywhere=True)
     assert any(e.verdict == "put" for e in gatec.report(fused).edits), gatec.report(fused)
     assert torch.equal(fused(x), model(x))
+
+
+def test_a_move_to_a_device_by_its_name_stays_outside_of_a_region():
+    model = Block(lambda s, x: torch.sigmoid(2 * s.a(x).to("cpu", torch.float32)).to("cpu") * s.b(x))
+    fused = gatec.fuse(model, X, everywhere=True)
+    assert gatec.kernels_of(fused) and distance(fused(X), model(X)) < 1e-6

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
@@ -43,6 +44,9 @@ def convolves(node: fx.Node) -> bool:
 def pointwise(node: fx.Node) -> bool:
     if node.op not in ("call_function", "call_method") or writes(node) or not isinstance(node.meta.get("val"), Tensor):
         return False
+    given = (*node.args, *node.kwargs.values())
+    if called(node) == "to" and any(isinstance(a, (str, torch.device)) for a in given):
+        return False  # to a device by its name: what a region computes is the same on every device
     return called(node).strip("_") in POINTWISE and not any(isinstance(a, (tuple, list)) for a in node.args)
 
 
