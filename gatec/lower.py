@@ -25,6 +25,7 @@ from gatec.kernel import Kernel
 from gatec.making import Made, made_for
 from gatec.mixtures import mixtures
 from gatec.onnx import register_decomposition
+from gatec.recognise import Find
 from gatec.regions import Region, around, gates
 from gatec.rewrite import children_of
 from gatec.roofline import Price, price
@@ -40,6 +41,8 @@ Lowered = tuple[Region, Made]
 
 EAGER = "eager: on a CPU the region runs as its own graph; its kernel is generated, see kernels_of"
 NOTHING = "no two pointwise nodes to fuse around its gate"
+LIBRARYS = "nn.{} has kernels of its own that hold all its gates"
+OWN = (nn.RNNBase, nn.RNNCellBase, nn.GLU)
 
 
 @dataclass
@@ -71,7 +74,7 @@ class Fusion:
         held = {n for region, _ in whole for n in region.nodes}
         every, grown = around(every, graph, module, held=held)
         lowered = whole + self.derived(grown)
-        self.gates = [(g.kind, g.where, self._reason(g.node, lowered, grown)) for g in every]
+        self.gates = [(g.kind, g.where, self._reason(g, lowered, grown, module)) for g in every]
         return lowered
 
     def derived(self, found: Iterable[Region]) -> list[Lowered]:
@@ -88,12 +91,13 @@ class Fusion:
             lowered.append((region, made))
         return lowered
 
-    def _reason(self, node: fx.Node, lowered: Iterable[Lowered], found: Iterable[Region]) -> str:
-        """Why a gate's node is in no kernel."""
-        if any(node in region.nodes for region, _ in lowered):
+    def _reason(self, gate: Find, lowered: Iterable[Lowered], found: Iterable[Region], module: nn.Module) -> str:
+        """Why a gate is in no kernel, or ""."""
+        if any(gate.node in region.nodes or gate is region.find for region, _ in lowered):
             return ""
-        refused = next((region.name for region in found if node in region.nodes), "")
-        return self.left.get(refused, NOTHING)
+        refused = next((region.name for region in found if gate.node in region.nodes), "")
+        layer = module.get_submodule(str(gate.node.target)) if gate.node.op == "call_module" else None
+        return self.left.get(refused) or (LIBRARYS.format(type(layer).__name__) if isinstance(layer, OWN) else NOTHING)
 
     def __call__(
         self, module: nn.Module, graph: fx.Graph, call: Call, *, root: nn.Module | None = None, graph_of: Any = None,

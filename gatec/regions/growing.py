@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from torch import Tensor, fx, nn
@@ -55,10 +55,10 @@ def around(
     found = list(found)
     for rewritten in (written, hoisted):
         moved = rewritten([f for f in found if f.node not in held and not scans(f.node)], graph, module)
-        found = [replace(f, node=moved.get(f.node, f.node)) for f in found]
+        found = [replace(f, node=moved[f.node]) if f.node in moved else f for f in found]
     copies: dict[fx.Node, fx.Node] = {}
     grouped = grown(found, graph, module, opens=opens, held=held, copies=copies)
-    return [replace(f, node=copies.get(f.node, f.node)) for f in found], grouped
+    return [replace(f, node=copies[f.node]) if f.node in copies else f for f in found], grouped
 
 
 def grown(
@@ -77,22 +77,32 @@ def grown(
         if find.node in taken:
             continue
         if scans(find.node):
-            region = recurrence(find, surroundings, module if opens else None, taken, copies)
+            several = iter([recurrence(find, surroundings, module if opens else None, taken, copies)])
         else:
-            region = _grow(find, surroundings, taken)
-        if region is not None and not taken & set(region.nodes):
+            several = _around(find, surroundings, taken)
+        for region in several:
+            if region is None or taken & set(region.nodes):
+                continue
             region = convolved(region, surroundings, module if opens else None, taken, copies)
             region = _multiplied(region, surroundings, module if opens else None, taken)
-            if not worth(region):
-                continue
-            taken.update(region.nodes)
-            regions.append(region)
+            if worth(region):
+                taken.update(region.nodes)
+                regions.append(region)
+                break
     return regions
 
 
-def _grow(find: Find, surroundings: Surroundings, taken: set[fx.Node]) -> Region | None:
-    """Backwards from the gate, then forwards with what only reads the gate, as long as one kernel holds it."""
-    region = _behind(find, find.node, surroundings)
+def _around(find: Find, surroundings: Surroundings, taken: set[fx.Node]) -> Iterator[Region | None]:
+    """The region that ends behind a gate; where that only adds, those of what it adds."""
+    ends = [find.node, *(find.node.all_input_nodes if called(find.node).strip("_") in SUMS else [])]
+    for end in ends:
+        if end not in taken and pointwise(end):
+            yield _grow(find, end, surroundings, taken)
+
+
+def _grow(find: Find, end: fx.Node, surroundings: Surroundings, taken: set[fx.Node]) -> Region | None:
+    """Backwards from a node, then forwards with what only reads it, as long as one kernel holds it."""
+    region = _behind(find, end, surroundings)
     while region is not None:
         further = _reader(region.output, surroundings, region.nodes)
         wider = _behind(find, further, surroundings) if further is not None and further not in taken else None

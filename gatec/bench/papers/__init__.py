@@ -41,6 +41,8 @@ def summary(rows: list[Row]) -> list[str]:
         f"{len(drifts)} of {len(rows)} exported, onnxruntime off by at most {max(drifts, default=0.0):.1e}",
         f"{sum(r.get('skips', 0) for r in rows)} parts of {sum('skips' in r for r in rows)} files skipped where unused",
         f"{sum(bool(r['regions']) for r in rows)} of {len(rows)} with a region to fuse, {sum(r['regions'] for r in rows)} kernels",
+        f"{sum(r['in kernels'] == r['gates'] for r in rows)} of {len(rows)} with every gate in a generated kernel, "
+        f"{sum(r['in kernels'] for r in rows)} of {sum(r['gates'] for r in rows)} gates",
         f"{sum(bool(r['inserted by']) for r in rows)} of {len(rows)} whose gate a pass can insert",
     ]
 

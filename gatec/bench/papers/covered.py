@@ -28,7 +28,7 @@ def covered(model: nn.Module, inputs: Any) -> Row:
     gates = [*gates_of(rolled, inputs)]
     left = Counter(f"{kind}: {why}" for kind, _, why in gates if why)
     whole = max(len(gates), len(finds(Program.of(copy.deepcopy(model), inputs, {}).canon())))
-    return {"in kernels": whole - left.total(), "gates": whole, "left": dict(left)}
+    return {"gates": whole, "in kernels": whole - left.total(), "in no kernel": sorted(left)}
 
 
 def gates_of(model: nn.Module, inputs: Any) -> Iterator[tuple[str, str, str]]:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from gatec.bench.coverage.same import same
+from gatec.bench.papers.covered import covered
 from gatec.bench.papers.paper import Inputs, Paper
 from gatec.capture.structure import flatten
 from gatec.capture.unit import compiled
@@ -38,6 +39,7 @@ def row(paper: Paper) -> Row:
         "found": ", ".join(f"{kind} {n}" for kind, n in sorted(Counter(f.kind for f in found).items())),
         "as written": Counter(f.kind for f in found) == paper.gates,
         "regions": len(kernels_of(fuse(model, inputs, everywhere=True))),
+        **covered(model, inputs),
         **exported(paper),
         "inserted by": inserting(found),
         "takes": takes(model, inputs),
