@@ -12,9 +12,10 @@ import inspect
 import keyword
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from gatec import reductions as _reductions  # noqa: F401 - adds its formulas to the table
@@ -60,11 +61,15 @@ def derive(fn: Callable[..., Tensor], examples: Sequence[Tensor], *, rows: bool 
         found = f"a result of shape {tuple(out.shape)}" if isinstance(out, Tensor) else repr(out)
         raise GatecError(f"a pointwise function of operands that broadcast to {tuple(shape)}", found=found)
 
+    owned = own_backward(fn)
     names = operand_names(fn, len(operands))
     full = [torch.empty(across(x, shape, rows), dtype=widened(x, operands), device="meta") for x in operands]
     floats = [i for i, x in enumerate(operands) if x.is_floating_point()]
 
     def gradients(grad: Tensor, *xs: Tensor) -> list[Tensor]:
+        if owned:
+            return pulled(fn, grad, xs, floats)
+
         def of_floats(*some: Tensor) -> Tensor:
             every = list(xs)
             for i, x in zip(floats, some, strict=True):
@@ -77,7 +82,8 @@ def derive(fn: Callable[..., Tensor], examples: Sequence[Tensor], *, rows: bool 
     differentiable = out.is_floating_point() and bool(floats)
     with BroadcastWeights():
         forward = flat_graph(fn, full)
-        backward = flat_graph(gradients if differentiable else lambda *_: [], [torch.empty_like(fn(*full)), *full])
+        given = [torch.empty_like(fn(*full)), *full]
+        backward = flat_graph(gradients if differentiable else lambda *_: [], given, functional=not owned)
     if rows:
         row_form(forward, shape)
         row_form(backward, shape)
@@ -87,6 +93,45 @@ def derive(fn: Callable[..., Tensor], examples: Sequence[Tensor], *, rows: bool 
         as_seen(backward, ["grad", *names], [out, *operands], grads),
         shape[-1] if rows else None,
     )
+
+
+class Owned(nn.Module):
+    """A torch.autograd.Function, whose backward somebody wrote, as a part of a function."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *args: Any) -> Any:
+        if not torch._C._are_functorch_transforms_active():
+            return self.function.apply(*args)
+        alone = "setup_context" in vars(self.function)  # the newer form, whose forward has no context
+        return self.function.forward(*args) if alone else self.function.forward(Quiet(), *args)
+
+
+class Quiet:
+    """Takes whatever a forward keeps for its backward."""
+
+    def save_for_backward(self, *values: Any) -> None:
+        pass
+
+    mark_non_differentiable = set_materialize_grads = save_for_backward
+
+
+def own_backward(fn: Callable[..., object]) -> bool:
+    """Whether some part of a function has a backward that somebody wrote."""
+    module = getattr(fn, "__self__", None)
+    return isinstance(module, nn.Module) and any(isinstance(m, Owned) for m in module.modules())
+
+
+def pulled(fn: Callable[..., Tensor], grad: Tensor, xs: Sequence[Tensor], floats: Sequence[int]) -> list[Tensor]:
+    """The gradients by autograd, which knows backwards that torch.func does not."""
+    leaves = list(xs)
+    with torch.enable_grad():
+        for i in floats:
+            leaves[i] = xs[i].detach().requires_grad_()
+        out = fn(*leaves)
+    return list(torch.autograd.grad(out, [leaves[i] for i in floats], grad, materialize_grads=True, allow_unused=True))
 
 
 def across(x: Tensor, shape: torch.Size, rows: bool) -> torch.Size:
@@ -102,9 +147,10 @@ def widened(x: Tensor, operands: Sequence[Tensor]) -> torch.dtype:
     return torch.float64 if doubles else torch.float32
 
 
-def flat_graph(fn: Callable[..., object], inputs: Sequence[Tensor]) -> fx.Graph:
+def flat_graph(fn: Callable[..., object], inputs: Sequence[Tensor], *, functional: bool = True) -> fx.Graph:
+    plain = lambda *xs: fn(*xs)  # noqa: E731 - the tracer asks for code of its own
     traced = make_fx(
-        torch.func.functionalize(lambda *xs: fn(*xs)),
+        torch.func.functionalize(plain) if functional else plain,
         decomposition_table=dict(DECOMPOSITIONS),
         tracing_mode="fake",
     )(*inputs)

@@ -19,7 +19,7 @@ from gatec.kernels import gemm
 from gatec.kernels.products import Plan, Product
 from gatec.making import MAKERS, Made, Run, origin, pull_of
 from gatec.projections import multiplies, operands
-from gatec.regions import Region, named
+from gatec.regions import Region, function, named
 
 ADDS = {"add", "iadd"}
 
@@ -85,8 +85,7 @@ class Epilogue:
         for node in self.region.nodes:
             env[node] = graph.node_copy(node, env.__getitem__)
         graph.output(env[self.region.output])
-        found: Run = fx.GraphModule(nn.Module(), graph).forward
-        return found
+        return function(graph)
 
 
 @dataclass(frozen=True)

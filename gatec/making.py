@@ -5,7 +5,7 @@ Each anchor has a maker. The ways are what dispatch chooses from, beside eager, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch._guards import tracing
 
-from gatec.derive import Derived, across, derive
+from gatec.derive import Derived, across, derive, own_backward
 from gatec.errors import GatecError
 from gatec.kernel import Kernel
 from gatec.kernels import pointwise, rowwise
@@ -93,7 +93,25 @@ def _same_types(region: Region) -> None:
 
 def pull_of(eager: Callable[..., Tensor], derived: Derived) -> Pull:
     """The vjp as an eager function."""
-    return Pull(eager, derived.columns, {derived.columns: _runs(derived)})
+    pull = Pull(eager, derived.columns, {derived.columns: _runs(derived)})
+    if own_backward(eager):
+        _same_gradients(eager, pull, [n.meta["val"] for n in derived.forward.find_nodes(op="placeholder")])
+    return pull
+
+
+def _same_gradients(eager: Run, pull: Run, examples: Sequence[Tensor]) -> None:
+    """Refuse a backward that somebody wrote with sums or sizes of its own: a kernel sees one shape of everything."""
+    drawn = torch.Generator().manual_seed(0)
+    xs = [torch.randn(x.shape, generator=drawn, dtype=torch.float64) for x in examples]
+    xs = [x.requires_grad_() if e.is_floating_point() else x.to(e.dtype) for x, e in zip(xs, examples, strict=True)]
+    out = eager(*xs)
+    grad = torch.randn(out.shape, generator=drawn, dtype=out.dtype)
+    wanted = torch.autograd.grad(
+        out, [x for x in xs if x.requires_grad], grad, materialize_grads=True, allow_unused=True
+    )
+    found = pull(grad, *(x.detach() for x in xs))
+    if not all(torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in zip(found, wanted, strict=True)):
+        raise GatecError("a backward of its own that works element by element", found="other gradients than its own")
 
 
 @dataclass(frozen=True, eq=False)

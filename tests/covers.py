@@ -5,6 +5,30 @@ from torch import nn
 from torch.nn import functional as F
 
 
+class Jump(torch.autograd.Function):
+    """A step whose threshold learns by a rectangle around it."""
+
+    @staticmethod
+    def forward(ctx, x, threshold):
+        ctx.save_for_backward(x, threshold)
+        return x * (x > threshold)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, threshold = ctx.saved_tensors
+        near = ((x - threshold).abs() < 0.25).to(x.dtype)
+        return grad * (x > threshold), (-threshold * near * grad).sum_to_size(threshold.shape)
+
+
+class Uneven(Jump):
+    """A backward that looks at the size of its threshold."""
+
+    @staticmethod
+    def backward(ctx, grad):
+        gone, found = Jump.backward(ctx, grad)
+        return gone, found / found.numel()
+
+
 class Gated(nn.Module):
     """One expression of two projections of x, of a number per position and per feature."""
 
@@ -44,5 +68,6 @@ GATES = {
     "a sum of experts": lambda m, x: (F.softmax(m.few(x), -1).unsqueeze(-1) * stacked(m, x)).sum(2),
     "einsum of experts": lambda m, x: torch.einsum("btk,btkd->btd", F.softmax(m.few(x), -1), stacked(m, x)),
     "merged weights": lambda m, x: x @ torch.einsum("s,sij->ij", torch.softmax(m.mask, 0), m.atoms),
+    "a backward of its own": lambda m, x: 2 * Jump.apply(m.conv(x.mT).mT[..., :8], torch.sigmoid(m.scale)),
     "gates of experts": lambda m, x: (torch.sigmoid(m.few(x))[..., None] * stacked(m, x)).sum(dim=2, keepdim=True),
 }  # fmt: skip

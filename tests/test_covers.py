@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from covers import GATES, Gated
+from covers import GATES, Gated, Jump, Uneven
 
 import gatec
 
@@ -30,3 +30,12 @@ def _results(model, x):
         out,
         *torch.autograd.grad(out.square().sum(), [x, *model.parameters()], materialize_grads=True, allow_unused=True),
     ]
+
+
+def test_a_backward_that_a_kernel_cannot_follow_is_refused():
+    torch.manual_seed(0)
+    for function, kernels in [(Jump, 1), (Uneven, 0)]:
+        model = Gated(lambda m, x, own=function: x * own.apply(torch.sigmoid(m.a(x)), 0.5 + 0.1 * m.scale))
+        fused = gatec.fuse(model, X, everywhere=True)
+        assert len(gatec.kernels_of(fused)) == kernels
+        assert kernels or "works element by element" in str(gatec.report(fused))

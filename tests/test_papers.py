@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 import gatec
 from gatec.bench.coverage.same import same
 from gatec.bench.papers import FOLDER, literature, papers, summary
+from gatec.bench.papers.covered import covered
 from gatec.bench.papers.row import puts
 from gatec.capture import Nothing, install, unit_of
 from gatec.capture.structure import flatten
@@ -258,6 +259,31 @@ def test_fused_regions_compute_the_same(paper):
 
 @every
 @pytest.mark.sweep
+def test_gradients_through_fused_regions_are_the_same(paper):
+    model, args = doubled(paper)
+    fused = gatec.fuse(model, args, everywhere=True)
+    for mine, theirs in zip(*(_gradients(m, args) for m in (fused, model)), strict=True):
+        assert torch.allclose(mine, theirs, rtol=1e-7, atol=1e-9)
+
+
+def _gradients(model, args):
+    values = [v for v in numbers(run(model, args)) if v.requires_grad]
+    wanted = [p for p in model.parameters() if p.requires_grad]
+    if not values or not wanted:
+        return []
+    return torch.autograd.grad(sum(v.square().sum() for v in values), wanted, materialize_grads=True, allow_unused=True)
+
+
+@every
+@pytest.mark.sweep
+def test_every_gate_is_in_a_generated_kernel_unless_a_layer_of_torch_holds_it(paper):
+    row = covered(paper.module().eval(), paper.inputs())
+    assert all("has kernels of its own" in why for why in row["in no kernel"])
+    assert row["in kernels"] + len(row["in no kernel"]) <= row["gates"]
+
+
+@every
+@pytest.mark.sweep
 def test_onnxruntime_agrees_at_another_batch_and_length(paper, tmp_path: Path):
     exported = gatec.export(paper.module(), tmp_path / "model.onnx", inputs=paper.inputs())
     assert any("batch=" in row.shape for row in exported.parity), exported
@@ -281,6 +307,7 @@ def test_a_row_of_the_benchmark_says_how_far_a_block_got():
     assert [r["captured"] for r in rows] == ["to the bit"] and rows[0]["as written"] and rows[0]["onnx"] < 1e-4
     assert set(rows[0]["inserted by"]) | set(rows[0]["takes"]) <= set(gates())
     assert summary(rows)[0] == "1 of 1 captured to the bit"
+    assert rows[0]["in kernels"] == rows[0]["gates"] == sum(ALL[0].gates.values()) and rows[0]["in no kernel"] == []
 
 
 @pytest.mark.sweep

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
+from gatec.capture import inside
 from gatec.capture.guards import writes
+from gatec.capture.values import Apply
 from gatec.recurrence import SCAN, linear_recurrence
 from gatec.rowform import LONGEST
 
@@ -47,7 +49,19 @@ def pointwise(node: fx.Node) -> bool:
     given = (*node.args, *node.kwargs.values())
     if called(node) == "to" and any(isinstance(a, (str, torch.device)) for a in given):
         return False  # to a device by its name: what a region computes is the same on every device
+    if isinstance(node.target, Apply):
+        return _owned(node)
     return called(node).strip("_") in POINTWISE and not any(isinstance(a, (tuple, list)) for a in node.args)
+
+
+def _owned(node: fx.Node) -> bool:
+    """Whether an autograd function computes forwards what a region may hold."""
+    graph = inside(node)
+    work = [n for n in graph.nodes if n.op.startswith("call")] if graph is not None else []
+    for n in work:
+        n.meta.setdefault("val", node.meta["val"])
+    shapes = [a.meta["val"].shape for a in node.all_input_nodes]
+    return bool(work) and all(map(pointwise, work)) and torch.broadcast_shapes(*shapes) == node.meta["val"].shape
 
 
 def rowwise(node: fx.Node) -> bool:

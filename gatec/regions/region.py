@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from gatec.capture.values import Apply
+from gatec.derive import Owned
 from gatec.projections import multiplies
 from gatec.recognise import Find
 from gatec.regions.nodes import convolves, rowwise, scans
@@ -94,8 +96,20 @@ class Region:
 
     def function(self) -> Callable[..., Tensor]:
         """The region as a function of its inputs."""
-        found: Callable[..., Tensor] = fx.GraphModule(nn.Module(), self.graph()).forward
-        return found
+        return function(self.graph())
+
+
+def function(graph: fx.Graph) -> Callable[..., Tensor]:
+    """A graph as a function; what has a backward of its own is a module inside, so that another process can have it too."""
+    root = nn.Module()
+    for node in [n for n in graph.nodes if isinstance(n.target, Apply)]:
+        root.add_module(f"own_{node.name}", Owned(node.target.function))
+        with graph.inserting_before(node):
+            new = graph.call_module(f"own_{node.name}", node.args)
+        node.replace_all_uses_with(new)
+        graph.erase_node(node)
+    found: Callable[..., Tensor] = fx.GraphModule(root, graph).forward
+    return found
 
 
 def named(nodes: Iterable[fx.Node]) -> list[str]:

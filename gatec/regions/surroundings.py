@@ -12,10 +12,12 @@ import torch
 from torch import fx, nn
 
 from gatec.capture.guards import hold, writes
+from gatec.capture.values import Apply
 from gatec.grouped import grouped_linear
 from gatec.match.spelling import overwrites
 from gatec.match.terms import storage
 from gatec.recurrence import linear_recurrence
+from gatec.regions.nodes import pointwise
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def _written(node: fx.Node, module: nn.Module) -> set[int] | None:
         known = not isinstance(node.target, torch._ops.OpOverload)
         targets = [node.kwargs["out"]] if "out" in node.kwargs else node.all_input_nodes[: 1 if known else None]
         return _memory(t for t in targets if isinstance(t, fx.Node))
-    if node.op == "call_method" or node.target is hold:
+    if node.op == "call_method" or node.target is hold or (isinstance(node.target, Apply) and pointwise(node)):
         return set()
     return set() if _computes(node.target) else _memory(node.all_input_nodes)
 
