@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from torch import fx, nn
+from torch import fx
 
 from gatec.derive import Derived, derive
-from gatec.making import Run
+from gatec.making import Run, pull_of
+from gatec.regions import function
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,5 +35,7 @@ def piece(nodes: Sequence[fx.Node], end: fx.Node, called: Mapping[fx.Node, str])
         if node in needed and node not in called:
             env[node] = graph.node_copy(node, env.__getitem__)
     graph.output(env[end])
-    run: Run = fx.GraphModule(nn.Module(), graph).forward
-    return Piece(tuple(called[n] for n in inputs), run), derive(run, [n.meta["val"] for n in inputs])
+    run = function(graph)
+    derived = derive(run, [n.meta["val"] for n in inputs])
+    pull_of(run, derived)  # refuses a backward of its own that no kernel can follow
+    return Piece(tuple(called[n] for n in inputs), run), derived

@@ -39,3 +39,17 @@ def test_a_backward_that_a_kernel_cannot_follow_is_refused():
         fused = gatec.fuse(model, X, everywhere=True)
         assert len(gatec.kernels_of(fused)) == kernels
         assert kernels or "works element by element" in str(gatec.report(fused))
+
+
+def test_a_backward_of_its_own_joins_a_recurrence():
+    def leaky(m, x):
+        new = Jump.apply(torch.tanh(m.b(x)), 0.5 + 0.1 * m.scale)
+        return gatec.linear_recurrence(torch.sigmoid(m.a(x)), new)
+
+    torch.manual_seed(0)
+    model = Gated(leaky).double()
+    fused = gatec.fuse(model, X.double(), everywhere=True)
+    assert len(gatec.kernels_of(fused)) == 1
+    x = torch.randn(3, 7, 8, dtype=torch.float64, requires_grad=True)
+    for mine, theirs in zip(_results(fused, x), _results(model, x), strict=True):
+        assert torch.allclose(mine, theirs, rtol=1e-9, atol=1e-11)
