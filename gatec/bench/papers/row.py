@@ -63,6 +63,7 @@ def exported(paper: Paper) -> Row:
         try:
             done = export(paper.module(), Path(folder) / "model.onnx", paper.inputs())
             row: Row = {"onnx": max(p.max_rel for p in done.parity), "shapes": len(done.parity)}
+            row["fixed"] = [n.partition(":")[0] for n in done.notes if " stays " in n]
             if paper.skips:
                 skipping = export(paper.module(), Path(folder) / "skipping.onnx", paper.inputs(), skip=True)
                 row["skips"] = len(skipping.skips)
