@@ -173,7 +173,7 @@ class Grouped(nn.Module):
 SPELLINGS = [{}, {"counts": "one_hot"}, {"back": "written"}, {"separate": False}, {"fan": 1}, {"fan": 5, "act": F.relu}]
 
 
-@pytest.mark.parametrize("options", SPELLINGS, ids=str)
+@pytest.mark.parametrize("options", SPELLINGS, ids=lambda options: ", ".join(options) or "plain")
 def test_plain_torch_in_several_spellings(options) -> None:
     torch.manual_seed(0)
     before, x = Grouped(**options), torch.randn(9, 8)
