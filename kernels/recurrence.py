@@ -1,0 +1,30 @@
+"""Recurrence: S[t] = decay[t] S[t-1] + k[t] v[t]', read by q[t]' S[t], with a matrix of state for each head.
+
+One program walks the chunks of a head and of a tile of the values' columns, with its part of the state in registers. Inside
+a chunk the decays between two steps are products that grow from the last step to the first: nothing is divided, and no sums
+of logarithms are subtracted, so a gate that closes is exact. Decays are given as logarithms: one for each key, one that all
+keys share, or none. Backward writes down the state in front of every chunk, then walks from the last chunk to the first.
+"""
+
+import torch
+
+from gatec.kernel import Kernel
+from gatec.kernels.tile import CHECKS
+from gatec.kernels.walks import HEAD, LAUNCHERS, TILES, attend, pull
+
+CHUNKS = {"none": 32, "shared": 32, "keyed": 16}  # steps; what keys do not share is computed step by step in a chunk
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def render(kind: str, dtypes: tuple[torch.dtype, ...], out: torch.dtype, state: bool) -> Kernel:
+    """Of operands q, k, v, then the decay and the first state where there are such."""
+    names = ["q", "k", "v", *(["decay"] if kind != "none" else []), *(["state"] if state else [])]
+    name = f"recurrence_{kind}"
+    head = HEAD.format(
+        name=name, origin="gatec::linear_attention", dtypes=dtypes, out=out, chunk=CHUNKS[kind],
+        precision="ieee" if torch.float32 in dtypes[:4] else "tf32x3",
+    )  # fmt: skip
+    given = {n: n if n in names else "None" for n in ("decay", "state")}
+    launchers = LAUNCHERS.format(operands=", ".join(names), keyed=kind == "keyed", count=len(names), **given)
+    parts = [head, TILES, attend(kind), pull(kind), CHECKS, launchers]
+    return Kernel(name, "\n\n\n".join(part.strip("\n") for part in parts) + "\n")
