@@ -10,9 +10,9 @@ import torch
 
 from gatec.kernel import Kernel
 from gatec.kernels.tile import CHECKS
-from gatec.kernels.walks import HEAD, LAUNCHERS, TILES, attend, pull
+from gatec.kernels.chunked import HEAD, LAUNCHERS, TILES, kernels
 
-CHUNKS = {"none": 32, "shared": 32, "keyed": 16}  # steps; what keys do not share is computed step by step in a chunk
+CHUNK = 16  # steps; the least that products take
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -21,10 +21,9 @@ def render(kind: str, dtypes: tuple[torch.dtype, ...], out: torch.dtype, state: 
     names = ["q", "k", "v", *(["decay"] if kind != "none" else []), *(["state"] if state else [])]
     name = f"recurrence_{kind}"
     head = HEAD.format(
-        name=name, origin="gatec::linear_attention", dtypes=dtypes, out=out, chunk=CHUNKS[kind],
-        precision="ieee" if torch.float32 in dtypes[:4] else "tf32x3",
+        name=name, origin="gatec::linear_attention", dtypes=dtypes, out=out, chunk=CHUNK,
     )  # fmt: skip
     given = {n: n if n in names else "None" for n in ("decay", "state")}
     launchers = LAUNCHERS.format(operands=", ".join(names), keyed=kind == "keyed", count=len(names), **given)
-    parts = [head, TILES, attend(kind), pull(kind), CHECKS, launchers]
+    parts = [head, TILES, *kernels(kind), CHECKS, launchers]
     return Kernel(name, "\n\n\n".join(part.strip("\n") for part in parts) + "\n")

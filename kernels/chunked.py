@@ -1,0 +1,393 @@
+"""The text of a recurrence over matrices: what happens inside a chunk, its three kernels, and their launchers."""
+
+HEAD = '''"""{name}: generated from {origin} by gatec/kernels/recurrence.py; do not edit."""
+
+import functools
+import math
+
+import torch
+import triton
+import triton.language as tl
+
+DTYPES = {dtypes}
+OUT = {out}
+CHUNK = {chunk}
+'''
+
+TILES = '''
+@triton.jit
+def of_head(x, head, inner, at):
+    """Where a head begins; there are `inner` of them for each step of the first stride."""
+    return x + head // inner * at[0] + head % inner * at[1]
+
+
+@triton.jit
+def tile(x, t, i, steps, width, at):
+    """Steps of one head, in float32; zero outside of it."""
+    inside = (t < steps) & (i < width)
+    return tl.load(x + t.to(tl.int64) * at[2] + i.to(tl.int64) * at[3], mask=inside, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def keep(x, value, t, i, steps, width, at):
+    inside = (t < steps) & (i < width)
+    tl.store(x + t.to(tl.int64) * at[2] + i.to(tl.int64) * at[3], value.to(x.dtype.element_ty), mask=inside)
+'''
+
+DECAYS = '''
+@triton.jit
+def since_start(decay, t, part, steps, decays, at):
+    """The products of a chunk's decays up to each step, that one counted."""
+    return tl.cumprod(tl.exp(tile(decay, t, part, steps, decays, at)), 0)
+
+
+@triton.jit
+def until_end(decay, t, row, part, steps, decays, at, CHUNK: tl.constexpr):
+    """The products of a chunk's decays behind each step."""
+    behind = tl.exp(tile(decay, t + 1, part, steps, decays, at))
+    return tl.cumprod(tl.where(row == CHUNK - 1, 1.0, behind), 0, reverse=True)
+
+
+@triton.jit
+def whole(from_start, row, CHUNK: tl.constexpr):
+    return tl.sum(tl.where(row == CHUNK - 1, from_start, 0.0), 0)[None, :]
+'''
+
+WALK = """
+@triton.jit(do_not_specialize=["steps", "inner"])
+def walk(
+    states, last, x, y, decay, first, x_at, y_at, decay_at, first_at, steps, keys, values, decays, inner,
+    DOWN: tl.constexpr, KEYS: tl.constexpr, VALUES: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr,
+):
+    head = tl.program_id(0).to(tl.int64)
+    key = tl.program_id(1).to(tl.int64) * KEYS + tl.arange(0, KEYS)
+    value = tl.program_id(2).to(tl.int64) * VALUES + tl.arange(0, VALUES)
+    row = tl.arange(0, CHUNK)
+    part = {part}
+    x, y = of_head(x, head, inner, x_at), of_head(y, head, inner, y_at)
+    chunks = tl.cdiv(steps, CHUNK)
+    plain = (0, 0, values, 1)
+    s = tl.zeros((KEYS, VALUES), tl.float32)
+    if first is not None:
+        s += tile(of_head(first, head, inner, first_at), key[:, None], value[None, :], keys, values, first_at)
+{open}
+    for n in range(0, chunks):
+        i = chunks - 1 - n if DOWN else n
+        t = i * CHUNK + row[:, None]
+        keep(states + (head * chunks + i) * keys * values, s, key[:, None], value[None, :], keys, values, plain)
+        x_t = tile(x, t, key[None, :], steps, keys, x_at)
+        y_t = tile(y, t, value[None, :], steps, values, y_at)
+{lines}
+        s = tl.dot(tl.trans(x_t), y_t, s, input_precision=PRECISION)
+    if last is not None:
+        keep(last + head * keys * values, s, key[:, None], value[None, :], keys, values, plain)
+"""
+
+WALK_DECAYS = """
+scale = since_start(decay, t, part[None, :], steps, decays, decay_at)
+s = s * tl.trans(whole(scale, row[:, None], CHUNK))
+if DOWN:
+    x_t = x_t * scale
+else:
+    x_t = x_t * until_end(decay, t, row[:, None], part[None, :], steps, decays, decay_at, CHUNK)
+"""
+
+OPEN = "decay = of_head(decay, head, inner, decay_at)"
+
+START = """
+    head, i = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    row = tl.arange(0, CHUNK)
+    zero = tl.arange(0, 1)
+    t = i * CHUNK + row[:, None]
+    q, k, v = of_head(q, head, inner, q_at), of_head(k, head, inner, k_at), of_head(v, head, inner, v_at)
+    states += (head * tl.cdiv(steps, CHUNK) + i) * keys * values
+    plain = (0, 0, values, 1)
+"""
+
+# From the last step of a chunk to the first: `reach` is what decays from a step, not counted, to each behind it.
+REACH = """
+reach = tl.zeros((CHUNK, {width}), tl.float32)
+after = tl.full((1, {width}), 1.0, tl.float32)
+for j in range(0, CHUNK):
+    now = CHUNK - 1 - j
+    here = row[:, None] == now
+    step = (i * CHUNK + now + zero)[None, :]
+    reach = tl.where(here, 1.0, reach * after)
+{lines}
+    after = tl.exp(tile(decay, step, part[None, :], steps, decays, decay_at))
+"""
+
+READ = """
+@triton.jit(do_not_specialize=["steps", "inner"])
+def read_states(
+    out, states, q, k, v, decay, q_at, k_at, v_at, decay_at, steps, keys, values, decays, inner,
+    BACK: tl.constexpr, KEYS: tl.constexpr, VALUES: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr,
+):
+{start}
+    value = tl.program_id(2).to(tl.int64) * VALUES + tl.arange(0, VALUES)
+    scores = tl.zeros((CHUNK, CHUNK), tl.float32)
+    found = tl.zeros((CHUNK, VALUES), tl.float32)
+{before}
+    for p in range(0, tl.cdiv(keys, KEYS)):
+        key = p * KEYS + tl.arange(0, KEYS)
+        q_t = tile(q, t, key[None, :], steps, keys, q_at)
+        k_t = tile(k, t, key[None, :], steps, keys, k_at)
+        state = tile(states, key[:, None], value[None, :], keys, values, plain)
+{lines}
+        found = tl.dot(reader, state, found, input_precision=PRECISION)
+    v_t = tile(v, t, value[None, :], steps, values, v_at)
+    found = tl.dot({scores}, v_t, found, input_precision=PRECISION)
+    keep(out + head * steps * values, found, t, value[None, :], steps, values, plain)
+"""
+
+READER = """
+if BACK:
+    reader = k_t * until_end(decay, t, row[:, None], part[None, :], steps, decays, decay_at, CHUNK)
+else:
+    reader = q_t * since_start(decay, t, part[None, :], steps, decays, decay_at)
+"""
+
+PAIRS = """
+if BACK:
+    scores = tl.dot(k_t, tl.trans(q_t), scores, input_precision=PRECISION)
+else:
+    scores = tl.dot(q_t, tl.trans(k_t), scores, input_precision=PRECISION)
+"""
+
+ROWS = "(row[:, None] <= row[None, :]) if BACK else (row[:, None] >= row[None, :])"
+
+PAIRED = """
+if BACK:
+    between = tl.where(here, tl.sum(reach, 1)[None, :], between)
+else:
+    between = tl.where(row[None, :] == now, reach, between)
+"""
+
+SCORED = """
+score = tl.sum(q_t * reach * tile(k, step, key[None, :], steps, keys, k_at), 1)
+if BACK:
+    scores += tl.where(here, score[None, :], 0.0)
+else:
+    scores += tl.where(row[None, :] == now, score[:, None], 0.0)
+"""
+
+PULL = """
+@triton.jit(do_not_specialize=["steps", "inner"])
+def pull(
+    dq_out, dk_out, dd_out, grad, states, ends, q, k, v, decay, grad_at, q_at, k_at, v_at, decay_at,
+    steps, keys, values, decays, inner,
+    KEYS: tl.constexpr, VALUES: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr,
+):
+{start}
+    key = tl.program_id(2).to(tl.int64) * KEYS + tl.arange(0, KEYS)
+    grad = of_head(grad, head, inner, grad_at)
+    ends += (head * tl.cdiv(steps, CHUNK) + i) * keys * values
+    along = (0, 0, keys, 1)
+    slopes = tl.zeros((CHUNK, CHUNK), tl.float32)
+    slopes_back = tl.zeros((CHUNK, CHUNK), tl.float32)
+    dq = tl.zeros((CHUNK, KEYS), tl.float32)
+    dk = tl.zeros((CHUNK, KEYS), tl.float32)
+    held = tl.zeros((1, KEYS), tl.float32)
+    for p in range(0, tl.cdiv(values, VALUES)):
+        value = p * VALUES + tl.arange(0, VALUES)
+        v_t = tile(v, t, value[None, :], steps, values, v_at)
+        grad_t = tile(grad, t, value[None, :], steps, values, grad_at)
+        # States lie here with values as rows, so that no product has to be transposed.
+        before = tile(states, key[None, :], value[:, None], keys, values, plain)
+        behind = tile(ends, key[None, :], value[:, None], keys, values, plain)
+        slopes = tl.dot(grad_t, tl.trans(v_t), slopes, input_precision=PRECISION)
+        slopes_back = tl.dot(v_t, tl.trans(grad_t), slopes_back, input_precision=PRECISION)
+        dq = tl.dot(grad_t, before, dq, input_precision=PRECISION)
+        dk = tl.dot(v_t, behind, dk, input_precision=PRECISION)
+        held += tl.sum(before * behind, 0)[None, :]
+    q_t = tile(q, t, key[None, :], steps, keys, q_at)
+    k_t = tile(k, t, key[None, :], steps, keys, k_at)
+{lines}
+    if dq_out is not None:
+        keep(dq_out + head * steps * keys, dq, t, key[None, :], steps, keys, along)
+    if dk_out is not None:
+        keep(dk_out + head * steps * keys, dk, t, key[None, :], steps, keys, along)
+"""
+
+PULL_DECAYS = """
+from_start = since_start(decay, t, part[None, :], steps, decays, decay_at)
+dq = dq * from_start
+dk = dk * until_end(decay, t, row[:, None], part[None, :], steps, decays, decay_at, CHUNK)
+held = held * whole(from_start, row[:, None], CHUNK)
+later = tl.where(row[:, None] <= row[None, :], 1.0, 0.0)
+earlier = tl.where(row[:, None] > row[None, :], 1.0, 0.0)
+# What passes a step: from the state before the chunk, to the state behind it, and through the whole of it.
+dd = tl.dot(later, q_t * dq, input_precision=PRECISION)
+dd = tl.dot(earlier, k_t * dk, dd, input_precision=PRECISION)
+dd += held
+"""
+
+BETWEEN = """
+between = tl.where(row[None, :] == now, reach, between)
+between_back = tl.where(here, tl.sum(reach, 1)[None, :], between_back)
+"""
+
+SHARED_PULL = """
+pairs = tl.dot(q_t, tl.trans(k_t), input_precision=PRECISION)
+crossing = tl.dot(later, pairs * between * slopes * earlier, input_precision=PRECISION)
+dd = (tl.sum(crossing * earlier, 1) + tl.sum(dd, 1))[:, None]
+# Each tile of keys has a sum of its own, over what it holds.
+own = tl.program_id(2).to(tl.int64) * tl.num_programs(0) + head
+"""
+
+BOTH = """
+dq = tl.dot(slopes * between, k_t, dq, input_precision=PRECISION)
+dk = tl.dot(slopes_back * between_back, q_t, dk, input_precision=PRECISION)
+"""
+
+KEYED_PULL = """
+k_now = tile(k, step, key[None, :], steps, keys, k_at)
+each = reach * tl.sum(tl.where(row[None, :] == now, slopes, 0.0), 1)[:, None]
+dq += each * k_now
+dk += tl.where(here, tl.sum(each * q_t, 0)[None, :], 0.0)
+crossing = tl.where(row[:, None] > now, each * q_t * k_now, 0.0)
+dd += tl.where(row[:, None] > now, tl.cumsum(crossing, 0, reverse=True), 0.0)
+"""
+
+KEEP_DECAY = """
+if dd_out is not None:
+    keep(dd_out + own * steps * decays, dd, t, part[None, :], steps, decays, (0, 0, decays, 1))
+"""
+
+
+def kernels(kind: str) -> list[str]:
+    """The walk over chunks; what each chunk reads of the states in front of it; the gradients of one chunk."""
+    return [*([DECAYS] if kind != "none" else []), walk(kind), read_states(kind), pull(kind)]
+
+
+def walk(kind: str) -> str:
+    scaled = kind != "none"
+    part = "key" if kind == "keyed" else "tl.arange(0, 1)"
+    text = WALK.format(part=part, open=_in(1, OPEN) if scaled else "", lines=_in(2, WALK_DECAYS) if scaled else "")
+    return _dense(text)
+
+
+def read_states(kind: str) -> str:
+    if kind == "keyed":
+        before, lines = [OPEN], ["part = key", REACH.format(width="KEYS", lines=_in(1, SCORED)), READER]
+    elif kind == "shared":
+        reach = REACH.format(width="1", lines=_in(1, PAIRED))
+        before = [OPEN, "part = zero", "between = tl.zeros((CHUNK, CHUNK), tl.float32)", reach]
+        lines = [PAIRS, READER]
+    else:
+        before, lines = [f"between = tl.where({ROWS}, 1.0, 0.0)"], [PAIRS, "reader = k_t if BACK else q_t"]
+    scores = "scores" if kind == "keyed" else "scores * between"
+    text = READ.format(start=START.strip("\n"), before=_in(1, *before), lines=_in(2, *lines), scores=scores)
+    return _dense(text)
+
+
+def pull(kind: str) -> str:
+    squares = ["between = tl.zeros((CHUNK, CHUNK), tl.float32)", "between_back = tl.zeros((CHUNK, CHUNK), tl.float32)"]
+    if kind == "keyed":
+        reach = REACH.format(width="KEYS", lines=_in(1, KEYED_PULL))
+        lines = [OPEN, "part = key", PULL_DECAYS, reach, "own = head", KEEP_DECAY]
+    elif kind == "shared":
+        reach = REACH.format(width="1", lines=_in(1, BETWEEN))
+        lines = [OPEN, "part = zero", PULL_DECAYS, *squares, reach, SHARED_PULL, KEEP_DECAY, BOTH]
+    else:
+        rows = "tl.where(row[:, None] {} row[None, :], 1.0, 0.0)"
+        lines = [f"between = {rows.format('>=')}", f"between_back = {rows.format('<=')}", BOTH]
+    return _dense(PULL.format(start=START.strip("\n"), lines=_in(1, *lines)))
+
+
+def _in(depth: int, *texts: str) -> str:
+    lines = [line for text in texts for line in text.strip("\n").splitlines()]
+    return "\n".join("    " * depth + line for line in lines)
+
+
+def _dense(text: str) -> str:
+    return "\n".join(line for line in text.splitlines() if line.strip())
+
+
+LAUNCHERS = '''
+def heads_of(x):
+    """Leading dimensions as two; a view wherever strides allow it."""
+    lead = x.shape[:-2]
+    inner = lead[-1] if lead else 1
+    return x.reshape(math.prod(lead[:-1]), inner, *x.shape[-2:])
+
+
+def launch(kernel, grid, outs, ins, strided, sizes, **more):
+    """`sizes` are steps, keys, values, decays and inner heads."""
+    with torch.cuda.device_of(ins[0]):
+        kernel[grid](
+            *outs, *ins, *(None if x is None else x.stride() for x in strided), *sizes,
+            **more, KEYS=tile_of(sizes[1]), VALUES=tile_of(sizes[2]), CHUNK=CHUNK,
+            PRECISION="ieee" if torch.version.hip else "tf32x3", num_warps=4, enable_fp_fusion=True,
+        )
+
+
+def tile_of(width):
+    return min(32, max(16, triton.next_power_of_2(width)))
+
+
+def tiles_of(width):
+    return triton.cdiv(width, tile_of(width))
+
+
+def sizes_of(q, v, decay):
+    return *q.shape[2:], v.shape[3], 1 if decay is None else decay.shape[3], q.shape[1]
+
+
+def walked(last, x, y, decay, first, sizes, down):
+    """The state in front of every chunk, in the order of the walk; `last` gets the one behind them all."""
+    steps, keys, values, _, inner = sizes
+    heads = x.shape[0] * inner
+    states = torch.empty((heads, triton.cdiv(steps, CHUNK), keys, values), dtype=torch.float32, device=x.device)
+    if states.numel() or last is not None:
+        grid = heads, tiles_of(keys), tiles_of(values)
+        launch(walk, grid, (states, last), (x, y, decay, first), (x, y, decay, first), sizes, DOWN=down)
+    return states
+
+
+def forward({operands}):
+    """What is read at every step, and the last state."""
+    expect(({operands},), DTYPES)
+    out = torch.empty(v.shape, dtype=OUT, device=v.device)
+    last = torch.empty((*v.shape[:-2], k.shape[-1], v.shape[-1]), dtype=torch.float32, device=v.device)
+    if last.numel():
+        x, y, z, decays, first = (None if x is None else heads_of(x) for x in (q, k, v, {decay}, {state}))
+        sizes = sizes_of(x, z, decays)
+        states = walked(last, y, z, decays, first, sizes, False)
+        read_chunks(out, states, (x, y, z, decays), sizes, False)
+    return out, last
+
+
+def read_chunks(out, states, ins, sizes, back):
+    if out.numel():
+        launch(read_states, (*states.shape[:2], tiles_of(sizes[2])), (out,), (states, *ins), ins, sizes, BACK=back)
+
+
+def backward(grad, last_grad, {operands}, needs=(True,) * {count}):
+    """The gradient of each operand that needs one; the states are computed again."""
+    expect(({operands},), DTYPES)
+    wanted = dict(zip("{operands}".split(", "), needs))
+    slope, ends, *ins = (None if x is None else heads_of(x) for x in (grad, last_grad, q, k, v, {decay}, {state}))
+    ins, first = ins[:4], ins[4]
+    sizes = sizes_of(ins[0], ins[2], ins[3])
+    found = {{n: torch.empty_like(x, memory_format=torch.contiguous_format) for n, x in zip(wanted, ({operands},))}}
+    found = {{n: x if wanted[n] else None for n, x in found.items()}}
+    if not last_grad.numel():
+        return tuple(found.values())
+    down = walked(found.get("state"), ins[0], slope, ins[3], ends, sizes, True)
+    if found["v"] is not None:
+        read_chunks(found["v"], down, (*ins[:2], slope, ins[3]), sizes, True)
+    parts = room_for_sums({decay}, 1 if {keyed} else tiles_of(sizes[1])) if wanted.get("decay") else None
+    if grad.numel() and (found["q"] is not None or found["k"] is not None or parts is not None):
+        states = walked(None, ins[1], ins[2], ins[3], first, sizes, False)
+        grid = *states.shape[:2], tiles_of(sizes[1])
+        launch(pull, grid, (found["q"], found["k"], parts), (slope, states, down, *ins), (slope, *ins), sizes)
+    if parts is not None:
+        found["decay"] = parts.sum(0).to(found["decay"].dtype) if len(parts) > 1 else parts[0]
+    return tuple(found.values())
+
+
+def room_for_sums(x, tiles):
+    """One for each tile of keys; rounded at once where there is only one."""
+    return torch.empty((tiles, *x.shape), dtype=torch.float32 if tiles > 1 else x.dtype, device=x.device)
+'''
