@@ -11,6 +11,7 @@ from gatec.vision import torchvision_loads  # noqa: E402 isort: skip
 torchvision_loads()  # timm and transformers import torchvision, whose C++ operators a CPU build of torch cannot load
 
 import gatec.attending  # noqa: E402
+import gatec.attending_on_cuda  # noqa: E402
 import gatec.grouping  # noqa: E402
 import gatec.scanning  # noqa: E402, F401
 from gatec import places  # noqa: E402

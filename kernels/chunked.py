@@ -46,11 +46,6 @@ def until_end(decay, t, row, part, steps, decays, at, CHUNK: tl.constexpr):
     """The products of a chunk's decays behind each step."""
     behind = tl.exp(tile(decay, t + 1, part, steps, decays, at))
     return tl.cumprod(tl.where(row == CHUNK - 1, 1.0, behind), 0, reverse=True)
-
-
-@triton.jit
-def whole(from_start, row, CHUNK: tl.constexpr):
-    return tl.sum(tl.where(row == CHUNK - 1, from_start, 0.0), 0)[None, :]
 '''
 
 WALK = """
@@ -84,12 +79,15 @@ def walk(
 """
 
 WALK_DECAYS = """
-scale = since_start(decay, t, part[None, :], steps, decays, decay_at)
-s = s * tl.trans(whole(scale, row[:, None], CHUNK))
 if DOWN:
-    x_t = x_t * scale
+    scale = since_start(decay, t, part[None, :], steps, decays, decay_at)
+    passed = tl.sum(tl.where(row[:, None] == CHUNK - 1, scale, 0.0), 0)[None, :]
 else:
-    x_t = x_t * until_end(decay, t, row[:, None], part[None, :], steps, decays, decay_at, CHUNK)
+    scale = until_end(decay, t, row[:, None], part[None, :], steps, decays, decay_at, CHUNK)
+    edge = tl.exp(tile(decay, (i * CHUNK + tl.arange(0, 1))[None, :], part[None, :], steps, decays, decay_at))
+    passed = tl.sum(tl.where(row[:, None] == 0, scale, 0.0), 0)[None, :] * edge
+s = s * tl.trans(passed)
+x_t = x_t * scale
 """
 
 OPEN = "decay = of_head(decay, head, inner, decay_at)"
@@ -213,13 +211,12 @@ PULL_DECAYS = """
 from_start = since_start(decay, t, part[None, :], steps, decays, decay_at)
 dq = dq * from_start
 dk = dk * until_end(decay, t, row[:, None], part[None, :], steps, decays, decay_at, CHUNK)
-held = held * whole(from_start, row[:, None], CHUNK)
+held = held * tl.sum(tl.where(row[:, None] == CHUNK - 1, from_start, 0.0), 0)[None, :]
 later = tl.where(row[:, None] <= row[None, :], 1.0, 0.0)
 earlier = tl.where(row[:, None] > row[None, :], 1.0, 0.0)
 # What passes a step: from the state before the chunk, to the state behind it, and through the whole of it.
-dd = tl.dot(later, q_t * dq, input_precision=PRECISION)
+dd = tl.dot(later, q_t * dq, input_precision=PRECISION) + held
 dd = tl.dot(earlier, k_t * dk, dd, input_precision=PRECISION)
-dd += held
 """
 
 BETWEEN = """
@@ -245,8 +242,8 @@ k_now = tile(k, step, key[None, :], steps, keys, k_at)
 each = reach * tl.sum(tl.where(row[None, :] == now, slopes, 0.0), 1)[:, None]
 dq += each * k_now
 dk += tl.where(here, tl.sum(each * q_t, 0)[None, :], 0.0)
-crossing = tl.where(row[:, None] > now, each * q_t * k_now, 0.0)
-dd += tl.where(row[:, None] > now, tl.cumsum(crossing, 0, reverse=True), 0.0)
+crossing = tl.cumsum(each * q_t, 0, reverse=True) * k_now
+dd += tl.where(row[:, None] > now, crossing, 0.0)
 """
 
 KEEP_DECAY = """
@@ -312,13 +309,13 @@ def heads_of(x):
     return x.reshape(math.prod(lead[:-1]), inner, *x.shape[-2:])
 
 
-def launch(kernel, grid, outs, ins, strided, sizes, **more):
+def launch(kernel, grid, outs, ins, strided, sizes, warps, **more):
     """`sizes` are steps, keys, values, decays and inner heads."""
     with torch.cuda.device_of(ins[0]):
         kernel[grid](
             *outs, *ins, *(None if x is None else x.stride() for x in strided), *sizes,
             **more, KEYS=tile_of(sizes[1]), VALUES=tile_of(sizes[2]), CHUNK=CHUNK,
-            PRECISION="ieee" if torch.version.hip else "tf32x3", num_warps=4, enable_fp_fusion=True,
+            PRECISION="ieee" if torch.version.hip else "tf32x3", num_warps=warps, enable_fp_fusion=True,
         )
 
 
@@ -341,7 +338,7 @@ def walked(last, x, y, decay, first, sizes, down):
     states = torch.empty((heads, triton.cdiv(steps, CHUNK), keys, values), dtype=torch.float32, device=x.device)
     if states.numel() or last is not None:
         grid = heads, tiles_of(keys), tiles_of(values)
-        launch(walk, grid, (states, last), (x, y, decay, first), (x, y, decay, first), sizes, DOWN=down)
+        launch(walk, grid, (states, last), (x, y, decay, first), (x, y, decay, first), sizes, 4, DOWN=down)
     return states
 
 
@@ -360,7 +357,7 @@ def forward({operands}):
 
 def read_chunks(out, states, ins, sizes, back):
     if out.numel():
-        launch(read_states, (*states.shape[:2], tiles_of(sizes[2])), (out,), (states, *ins), ins, sizes, BACK=back)
+        launch(read_states, (*states.shape[:2], tiles_of(sizes[2])), (out,), (states, *ins), ins, sizes, 4, BACK=back)
 
 
 def backward(grad, last_grad, {operands}, needs=(True,) * {count}):
@@ -381,7 +378,7 @@ def backward(grad, last_grad, {operands}, needs=(True,) * {count}):
     if grad.numel() and (found["q"] is not None or found["k"] is not None or parts is not None):
         states = walked(None, ins[1], ins[2], ins[3], first, sizes, False)
         grid = *states.shape[:2], tiles_of(sizes[1])
-        launch(pull, grid, (found["q"], found["k"], parts), (slope, states, down, *ins), (slope, *ins), sizes)
+        launch(pull, grid, (found["q"], found["k"], parts), (slope, states, down, *ins), (slope, *ins), sizes, 2)
     if parts is not None:
         found["decay"] = parts.sum(0).to(found["decay"].dtype) if len(parts) > 1 else parts[0]
     return tuple(found.values())

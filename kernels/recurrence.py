@@ -9,8 +9,8 @@ keys share, or none. Backward writes down the state in front of every chunk, the
 import torch
 
 from gatec.kernel import Kernel
-from gatec.kernels.tile import CHECKS
 from gatec.kernels.chunked import HEAD, LAUNCHERS, TILES, kernels
+from gatec.kernels.tile import CHECKS
 
 CHUNK = 16  # steps; the least that products take
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)

@@ -25,7 +25,7 @@ ROWS = [row.split() for row in [
     "keeping pieces",
     "gemms mixtures scans convolutions",
     "routers",
-    "lower scanning attending grouping",
+    "lower scanning attending attending_on_cuda grouping",
     "pipeline",
     "backend census compaction explain fusing rerolling ejection",
     "tuning",
