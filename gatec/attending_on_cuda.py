@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gatec.dispatch import CHOOSER, Run, Side
 from gatec.kernel import Kernel
-from gatec.kernels.recurrence import FLOATS, render
+from gatec.kernels.recurrence import FLOATS, LONGEST, render
 from gatec.linear_attention import operator
 
 WIDEST = 128  # of keys and of values
@@ -32,7 +32,8 @@ def kernel_of(given: Sequence[Maybe], log: bool) -> Kernel | None:
     there = [x for x in given if x is not None]
     assert q is not None and k is not None and v is not None
     plain = erase is None and (decay is None or log) and all(x.dtype in FLOATS for x in there)
-    if not plain or max(k.shape[-1], v.shape[-1]) > WIDEST or not v.numel() or not k.numel():
+    fits = max(k.shape[-1], v.shape[-1]) <= WIDEST and v.shape[-2] <= LONGEST
+    if not (plain and fits and v.numel() and k.numel()):
         return None
     kind = "none" if decay is None else "keyed" if decay.shape[-1] == k.shape[-1] > 1 else "shared"
     return kernel_for(kind, tuple(x.dtype for x in there), operator.types(tuple(given))[0], state is not None)

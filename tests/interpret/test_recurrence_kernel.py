@@ -77,7 +77,7 @@ def test_a_strong_decay(kind):
 @pytest.mark.parametrize("kind", KINDS[1:])
 def test_a_gate_that_closes(kind):
     torch.manual_seed(0)
-    given = operands(kind, torch.float32, 37)
+    given = operands(kind, torch.float32, 37, (3,))
     given[3][..., 20, :] = -float("inf")
     given[3][..., 5, :] = -1e30
     check(kind, given)
