@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from gatec.capture.guards import hold
 from gatec.recognise import Find
 from gatec.regions.nodes import called, pointwise
 from gatec.regions.surroundings import Surroundings
@@ -59,8 +60,19 @@ class Writer:
             and isinstance(node.args[0], (list, tuple))
         ):
             return list(node.args[0])
+        self.holds(node, dim, count)
         every = self.node("unbind", node, dim)
         return [self.node(operator.getitem, every, i) for i in range(count)]
+
+    def holds(self, node: fx.Node, dim: int, count: int) -> None:
+        """The graph is that of so many parts; a call with other sizes gets one of its own."""
+        if node.op == "get_attr":
+            return
+        with self.graph.inserting_before(self.place):
+            size = self.graph.call_method("size", (node, dim))
+            size.meta = {**self.place.meta, "val": count}
+            told = self.graph.call_function(hold, (size, count, f"a sum of {count} parts"))
+            told.meta = {**self.place.meta, "val": None}
 
     def apart(self, node: fx.Node, dim: int, whole: Sequence[int], user: fx.Node) -> list[fx.Node]:
         """What each part of a value of the size `whole` is computed from, of a value that broadcasts to it."""
@@ -69,6 +81,7 @@ class Writer:
         if at < 0:
             return [node] * count
         if shape[at] == 1:
+            self.holds(node, at, 1)
             index = (*(slice(None),) * at, 0)
             return [self.node(operator.getitem, node, index)] * count
         if not pointwise(node) or set(node.users) != {user}:
