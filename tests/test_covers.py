@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from covers import GATES, Gated, Jump, Uneven
+from torch import nn
 
 import gatec
 
@@ -53,3 +54,27 @@ def test_a_backward_of_its_own_joins_a_recurrence():
     x = torch.randn(3, 7, 8, dtype=torch.float64, requires_grad=True)
     for mine, theirs in zip(_results(fused, x), _results(model, x), strict=True):
         assert torch.allclose(mine, theirs, rtol=1e-9, atol=1e-11)
+
+
+class Token(nn.Module):
+    """Everything that another call may have in other sizes than the first."""
+
+    def __init__(self):
+        super().__init__()
+        self.token, self.gate, self.place = nn.Parameter(torch.randn(1, 1, 8)), nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x):
+        token = torch.sigmoid(self.place(self.token)).expand(x.shape[0], -1, -1) * (1 + self.token)
+        rows = (torch.sigmoid(self.gate(x)) * self.token)[:, :-1]
+        scores = torch.sigmoid(self.gate(x)[..., :1])
+        return torch.cat([token, rows * x[:, :-1]], 1), (scores * x).sum(1)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_other_sizes_than_those_of_the_example(batch):
+    model = Token()
+    fused = gatec.fuse(model, torch.randn(batch, 6, 8), everywhere=True)
+    for shape in [(1, 6, 8), (3, 6, 8), (3, 9, 8), (2, 2, 8), (1, 1, 8)]:
+        x = torch.randn(shape)
+        for mine, theirs in zip(fused(x), model(x), strict=True):
+            assert mine.shape == theirs.shape and torch.allclose(mine, theirs, atol=1e-6), shape

@@ -51,10 +51,10 @@ class Hoisting:
         source = view.args[0] if view.args else None
         if view.op not in ("call_function", "call_method") or not isinstance(source, fx.Node):
             return view
-        if called(view) in EXPANDS and all(_broadcasts(u, view, source) for u in view.users):
+        if called(view) in EXPANDS and _repeats(view) and all(_broadcasts(u, view, source) for u in view.users):
             return self._instead(view, source)
         single = len(source.users) == 1 and pointwise(source) and self.around.waits(source, view)
-        return self._swapped(view, source) if single and _moves(view) else view
+        return self._swapped(view, source) if single and _moves(view) and _shown(view, source) else view
 
     def _instead(self, view: fx.Node, other: fx.Node) -> fx.Node:
         view.replace_all_uses_with(other)
@@ -63,11 +63,12 @@ class Hoisting:
 
     def _swapped(self, view: fx.Node, source: fx.Node) -> fx.Node:
         whole, known = source.meta["val"].shape, dict[fx.Node, fx.Node]()
+        full = _full(source)
         with view.graph.inserting_before(view):
             for operand in source.all_input_nodes:
                 value = operand.meta.get("val")
                 if isinstance(value, Tensor) and value.dim():
-                    known[operand] = self._through(view, operand, value.shape, whole)
+                    known[operand] = self._through(view, operand, full, value.shape, whole)
             new = view.graph.node_copy(source, lambda a: known.get(a, a))
         new.meta = {**source.meta, "val": view.meta["val"]}
         self.around.place[new] = self.around.place[view]
@@ -76,11 +77,12 @@ class Hoisting:
         self.moved[source] = new
         return new
 
-    def _through(self, view: fx.Node, operand: fx.Node, size: Sequence[int], whole: Sequence[int]) -> fx.Node:
-        """What the view shows of an operand that broadcasts to `whole`."""
+    def _through(self, view: fx.Node, operand: fx.Node, full: fx.Node | None, size: Sequence[int],
+                 whole: Sequence[int]) -> fx.Node:  # fmt: skip
+        """What the view shows of an operand that broadcasts to `whole`, the size of `full`."""
         graph, seen = view.graph, operand
-        if size != whole and not (called(view) in ALIGNED or _indexed(view, (slice(None), None, Ellipsis))):
-            seen = self._made(graph.call_method("expand", (operand, *whole)), view)
+        if size != whole and not _aligned(view):
+            seen = self._made(graph.call_method("expand_as", (operand, full)), view)
         elif len(size) < len(whole):
             index: Any = (*(None,) * (len(whole) - len(size)), Ellipsis)
             seen = self._made(graph.call_function(operator.getitem, (operand, index)), view)
@@ -104,6 +106,29 @@ def _last(node: fx.Node, moved: dict[fx.Node, fx.Node]) -> fx.Node:
     while node in moved:
         node = moved[node]
     return node
+
+
+def _aligned(view: fx.Node) -> bool:
+    return called(view) in ALIGNED or _indexed(view, (slice(None), None, Ellipsis))
+
+
+def _full(source: fx.Node) -> fx.Node | None:
+    """An operand as large as the result, from which others can take their size in every call."""
+    whole = source.meta["val"].shape
+    values = {n: n.meta.get("val") for n in source.all_input_nodes}
+    return next((n for n, v in values.items() if isinstance(v, Tensor) and v.shape == whole), None)
+
+
+def _shown(view: fx.Node, source: fx.Node) -> bool:
+    return _aligned(view) or _full(source) is not None
+
+
+def _repeats(view: fx.Node) -> bool:
+    """Whether an expansion expands in every call where it does here: a size that is one here may be more elsewhere."""
+    sizes, given = view.meta["val"].shape, view.args[1:]
+    given = tuple(given[0]) if len(given) == 1 and isinstance(given[0], (tuple, list)) else given
+    fixed = [type(n) is int for n in given] if len(given) == len(sizes) else [False] * len(sizes)
+    return all(known or n > 1 for known, n in zip(fixed, sizes, strict=True))
 
 
 def _moves(view: fx.Node) -> bool:
