@@ -50,7 +50,7 @@ def render(name: str, origin: str, plan: Plan, before: Derived, behind: Derived)
     made = Conv(name, plan, before, behind, wide)
     head = HEAD.format(
         name=name, origin=origin, dtypes=plan.dtypes, wide=wide, order=plan.order, channel=plan.channel, axes=plan.axes,
-        taps=len(plan.shifts), tile=512 if len(plan.shifts) <= 8 else 256, out=behind.forward.output_node().meta["val"][0].dtype,
+        taps=len(plan.shifts), tile=512 if len(plan.shifts) <= 8 else 128, out=behind.forward.output_node().meta["val"][0].dtype,
         seen=before.forward.output_node().meta["val"][0].dtype,
     )  # fmt: skip
     kernels = [made.forward(), made.slopes(), made.sums(), made.inputs()]
