@@ -99,7 +99,7 @@ def test_gates_are_aligned_lines(calls):
         (
             ["tune", MODEL, "--budget", "5", "--device", "cpu"],
             "glu_silu  forward  kernel\n",
-            ("tune", (), {"inputs": "x", "budget": 5.0}),
+            ("tune", (), {"inputs": "x", "budget": 5.0, "inductor": False}),
         ),
     ],
 )

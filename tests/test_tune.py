@@ -277,7 +277,7 @@ class All:
     """Finds everything right."""
 
     def ask(self, trial):
-        assert pickle.loads(pickle.dumps(trial.way)) is not trial.way
+        assert pickle.dumps(trial.way)  # another process reads it: to load a graph is no work for a thread
         return ""
 
 
