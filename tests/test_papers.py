@@ -302,6 +302,7 @@ def test_a_folder_without_blocks_is_an_error(tmp_path):
         papers(tmp_path)
 
 
+@pytest.mark.sweep
 def test_a_row_of_the_benchmark_says_how_far_a_block_got():
     rows = literature(f"^{ALL[0].name}$")
     assert [r["captured"] for r in rows] == ["to the bit"] and rows[0]["as written"] and rows[0]["onnx"] < 1e-4
