@@ -13,6 +13,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+from gatec.dispatch.choose import FAILED  # noqa: E402
 from gatec.zoo import torchvision_loads  # noqa: E402
 
 torch.set_num_threads(1)
@@ -22,6 +23,7 @@ torchvision_loads()
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+    FAILED.clear()  # what one test's kernels failed at is no other's
 
 
 def pytest_addoption(parser):
