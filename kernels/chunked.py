@@ -1,17 +1,39 @@
 """The text of a recurrence over matrices: the walk over chunks, and what is computed in all of them at once."""
 
+# Triton 3.6 cannot scan tensors of one column; such are scanned as vectors.
+PRODUCTS = {
+    "keyed": "tl.cumprod({}, 0, reverse={})",
+    "shared": "tl.cumprod(tl.sum({}, 1), 0, reverse={})[:, None]",
+}
+
 DECAYS = '''
 @triton.jit
 def since_start(decay, t, part, steps, decays, at):
     """The products of a chunk's decays up to each step, that one counted."""
-    return tl.cumprod(tl.exp(tile(decay, t, part, steps, decays, at)), 0)
+    now = tl.exp(tile(decay, t, part, steps, decays, at))
+    return {from_start}
 
 
 @triton.jit
 def until_end(decay, t, row, part, steps, decays, at, CHUNK: tl.constexpr):
     """The products of a chunk's decays behind each step."""
     behind = tl.exp(tile(decay, t + 1, part, steps, decays, at))
-    return tl.cumprod(tl.where(row == CHUNK - 1, 1.0, behind), 0, reverse=True)
+    behind = tl.where(row == CHUNK - 1, 1.0, behind)
+    return {to_end}
+'''
+
+SQUARE = '''
+@triton.jit
+def between_steps(decay, start, row, steps, at, BACK: tl.constexpr):
+    """The products of the decays from a step, not counted, to each behind it: [later, earlier], or the other way around."""
+    zero = tl.arange(0, 1)
+    if BACK:
+        behind = tl.exp(tile(decay, (start + row + 1)[:, None], zero[None, :], steps, 1, at))
+        found = tl.cumprod(tl.where(row[:, None] < row[None, :], behind, 1.0), 0, reverse=True)
+        return tl.where(row[:, None] <= row[None, :], found, 0.0)
+    behind = tl.exp(tile(decay, (start + row + 1)[None, :], zero[:, None], steps, 1, at))
+    found = tl.cumprod(tl.where(row[:, None] > row[None, :], behind, 1.0), 1, reverse=True)
+    return tl.where(row[:, None] >= row[None, :], found, 0.0)
 '''
 
 WALK = """
@@ -70,8 +92,8 @@ START = """
 
 # From the last step of a chunk to the first: `reach` is what decays from a step, not counted, to each behind it.
 REACH = """
-reach = tl.zeros((CHUNK, {width}), tl.float32)
-after = tl.full((1, {width}), 1.0, tl.float32)
+reach = tl.zeros((CHUNK, KEYS), tl.float32)
+after = tl.full((1, KEYS), 1.0, tl.float32)
 for j in range(0, CHUNK):
     now = CHUNK - 1 - j
     here = row[:, None] == now
@@ -99,16 +121,17 @@ def read_states(
         state = tile(states, key[:, None], value[None, :], keys, values, plain)
 {lines}
         found = tl.dot(reader, state, found, input_precision=PRECISION)
+{after}
     v_t = tile(v, t, value[None, :], steps, values, v_at)
     found = tl.dot({scores}, v_t, found, input_precision=PRECISION)
     keep(out + head * steps * values, found, t, value[None, :], steps, values, plain)
 """
 
-READER = """
+SCALE = """
 if BACK:
-    reader = k_t * until_end(decay, t, row[:, None], part[None, :], steps, decays, decay_at, CHUNK)
+    scale = until_end(decay, t, row[:, None], part[None, :], steps, decays, decay_at, CHUNK)
 else:
-    reader = q_t * since_start(decay, t, part[None, :], steps, decays, decay_at)
+    scale = since_start(decay, t, part[None, :], steps, decays, decay_at)
 """
 
 PAIRS = """
@@ -118,14 +141,9 @@ else:
     scores = tl.dot(q_t, tl.trans(k_t), scores, input_precision=PRECISION)
 """
 
-ROWS = "(row[:, None] <= row[None, :]) if BACK else (row[:, None] >= row[None, :])"
+PAIRED = "{} = between_steps(decay, i * CHUNK, row, steps, decay_at, {})"
 
-PAIRED = """
-if BACK:
-    between = tl.where(here, tl.sum(reach, 1)[None, :], between)
-else:
-    between = tl.where(row[None, :] == now, reach, between)
-"""
+ROWS = "(row[:, None] <= row[None, :]) if BACK else (row[:, None] >= row[None, :])"
 
 SCORED = """
 score = tl.sum(q_t * reach * tile(k, step, key[None, :], steps, keys, k_at), 1)
@@ -173,21 +191,26 @@ def pull(
         keep(dk_out + head * steps * keys, dk, t, key[None, :], steps, keys, along)
 """
 
-PULL_DECAYS = """
+KEYED_SCALES = """
 from_start = since_start(decay, t, part[None, :], steps, decays, decay_at)
+to_end = until_end(decay, t, row[:, None], part[None, :], steps, decays, decay_at, CHUNK)
+"""
+
+SHARED_SCALES = """
+first = tl.exp(tile(decay, (i * CHUNK + zero)[None, :], zero[:, None], steps, decays, decay_at))
+from_start = tl.sum(tl.where(row[None, :] == 0, between, 0.0), 1)[:, None] * first
+to_end = tl.sum(tl.where(row[:, None] == CHUNK - 1, between, 0.0), 0)[:, None]
+"""
+
+PULL_DECAYS = """
 dq = dq * from_start
-dk = dk * until_end(decay, t, row[:, None], part[None, :], steps, decays, decay_at, CHUNK)
+dk = dk * to_end
 held = held * tl.sum(tl.where(row[:, None] == CHUNK - 1, from_start, 0.0), 0)[None, :]
 later = tl.where(row[:, None] <= row[None, :], 1.0, 0.0)
 earlier = tl.where(row[:, None] > row[None, :], 1.0, 0.0)
 # What passes a step: from the state before the chunk, to the state behind it, and through the whole of it.
 dd = tl.dot(later, q_t * dq, input_precision=PRECISION) + held
 dd = tl.dot(earlier, k_t * dk, dd, input_precision=PRECISION)
-"""
-
-BETWEEN = """
-between = tl.where(row[None, :] == now, reach, between)
-between_back = tl.where(here, tl.sum(reach, 1)[None, :], between_back)
 """
 
 SHARED_PULL = """
@@ -220,7 +243,14 @@ if dd_out is not None:
 
 def kernels(kind: str) -> list[str]:
     """The walk over chunks; what each chunk reads of the states in front of it; the gradients of one chunk."""
-    return [*([DECAYS] if kind != "none" else []), walk(kind), read_states(kind), pull(kind)]
+    helpers = [products(kind)] if kind != "none" else []
+    helpers += [SQUARE] if kind == "shared" else []
+    return [*helpers, walk(kind), read_states(kind), pull(kind)]
+
+
+def products(kind: str) -> str:
+    scan = PRODUCTS[kind]
+    return DECAYS.format(from_start=scan.format("now", False), to_end=scan.format("behind", True))
 
 
 def walk(kind: str) -> str:
@@ -231,27 +261,26 @@ def walk(kind: str) -> str:
 
 
 def read_states(kind: str) -> str:
+    after: list[str] = []
     if kind == "keyed":
-        before, lines = [OPEN], ["part = key", REACH.format(width="KEYS", lines=_in(1, SCORED)), READER]
+        before, lines = [OPEN], ["part = key", REACH.format(lines=_in(1, SCORED)), SCALE]
     elif kind == "shared":
-        reach = REACH.format(width="1", lines=_in(1, PAIRED))
-        before = [OPEN, "part = zero", "between = tl.zeros((CHUNK, CHUNK), tl.float32)", reach]
-        lines = [PAIRS, READER]
+        before, lines, after = [OPEN, "part = zero", SCALE], [PAIRS], [PAIRED.format("between", "BACK")]
     else:
-        before, lines = [f"between = tl.where({ROWS}, 1.0, 0.0)"], [PAIRS, "reader = k_t if BACK else q_t"]
+        before, lines = [f"between = tl.where({ROWS}, 1.0, 0.0)"], [PAIRS]
+    reader = "reader = k_t if BACK else q_t" if kind == "none" else "reader = (k_t if BACK else q_t) * scale"
+    places = {"before": _in(1, *before), "lines": _in(2, *lines, reader), "after": _in(1, *after)}
     scores = "scores" if kind == "keyed" else "scores * between"
-    text = READ.format(start=START.strip("\n"), before=_in(1, *before), lines=_in(2, *lines), scores=scores)
-    return _dense(text)
+    return _dense(READ.format(start=START.strip("\n"), scores=scores, **places))
 
 
 def pull(kind: str) -> str:
-    squares = ["between = tl.zeros((CHUNK, CHUNK), tl.float32)", "between_back = tl.zeros((CHUNK, CHUNK), tl.float32)"]
     if kind == "keyed":
-        reach = REACH.format(width="KEYS", lines=_in(1, KEYED_PULL))
-        lines = [OPEN, "part = key", PULL_DECAYS, reach, "own = head", KEEP_DECAY]
+        reach = REACH.format(lines=_in(1, KEYED_PULL))
+        lines = [OPEN, "part = key", KEYED_SCALES, PULL_DECAYS, reach, "own = head", KEEP_DECAY]
     elif kind == "shared":
-        reach = REACH.format(width="1", lines=_in(1, BETWEEN))
-        lines = [OPEN, "part = zero", PULL_DECAYS, *squares, reach, SHARED_PULL, KEEP_DECAY, BOTH]
+        square, back = PAIRED.format("between", "False"), PAIRED.format("between_back", "True")
+        lines = [OPEN, "part = zero", square, SHARED_SCALES, PULL_DECAYS, SHARED_PULL, KEEP_DECAY, back, BOTH]
     else:
         rows = "tl.where(row[:, None] {} row[None, :], 1.0, 0.0)"
         lines = [f"between = {rows.format('>=')}", f"between_back = {rows.format('<=')}", BOTH]

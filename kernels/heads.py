@@ -43,12 +43,13 @@ def heads_of(x):
 
 
 def launch(kernel, grid, outs, ins, strided, sizes, warps, **more):
-    """`sizes` are steps, keys, values, decays and inner heads."""
+    """`sizes` are steps, keys, values, decays and inner heads. Without a bound of its own ptxas spills to fit one program more."""
     with torch.cuda.device_of(ins[0]):
         kernel[grid](
             *outs, *ins, *(None if x is None else x.stride() for x in strided), *sizes,
             **more, KEYS=tile_of(sizes[1]), VALUES=tile_of(sizes[2]), CHUNK=CHUNK,
             PRECISION="ieee" if torch.version.hip else "tf32x3", num_warps=warps, enable_fp_fusion=True,
+            **({{}} if torch.version.hip else {{"maxnreg": 255}}),
         )
 
 
