@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +11,7 @@ from torch.nn import functional as F
 from gatec.derive import taken
 from gatec.kernels import conv
 from gatec.making import MAKERS, Made, Run, gradients, origin, pull_of
-from gatec.pieces import Piece, piece
+from gatec.pieces import Piece, floats, gather, piece
 from gatec.regions import Region, convolves, named, window
 from gatec.regions.views import ordering, turns, views
 
@@ -73,14 +72,9 @@ class Slopes:
         )  # fmt: skip
         inner = self.of_before(F.pad(dx, [-p for p in self._pads()]), *near)
         found: dict[str, Tensor] = {plan.weight: dw, **({plan.bias: db} if plan.bias else {})}
-        for names, grads in ((plan.before, inner), (plan.behind, others)):
-            for name, g in zip(_floats(names, known), grads, strict=True):
-                found[name] = found[name] + g if name in found else g
-        return [found[n] for n in _floats(plan.operands, known)]
+        gather(found, plan.before, inner, known)
+        gather(found, plan.behind, others, known)
+        return [found[n] for n in floats(plan.operands, known)]
 
     def _pads(self) -> list[int]:
         return [p for pair in reversed(self.widths) for p in pair]
-
-
-def _floats(names: Sequence[str], known: dict[str, Tensor]) -> list[str]:
-    return [n for n in names if known[n].is_floating_point()]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from torch import fx
+from torch import Tensor, fx
 
 from gatec.derive import Derived, derive
 from gatec.making import Run, pull_of
@@ -39,3 +39,16 @@ def piece(nodes: Sequence[fx.Node], end: fx.Node, called: Mapping[fx.Node, str])
     derived = derive(run, [n.meta["val"] for n in inputs])
     pull_of(run, derived)  # refuses a backward of its own that no kernel can follow
     return Piece(tuple(called[n] for n in inputs), run), derived
+
+
+def floats(names: Sequence[str], known: Mapping[str, Tensor]) -> list[str]:
+    """The operands that have gradients."""
+    return [n for n in names if known[n].is_floating_point()]
+
+
+def gather(
+    found: dict[str, Tensor], names: Sequence[str], grads: Sequence[Tensor], known: Mapping[str, Tensor]
+) -> None:
+    """Add a piece's gradients, one for each floating operand, to those found so far."""
+    for name, grad in zip(floats(names, known), grads, strict=True):
+        found[name] = found[name] + grad if name in found else grad

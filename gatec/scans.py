@@ -16,7 +16,7 @@ from gatec.keeping import Itself, Keeping
 from gatec.kernel import Kernel
 from gatec.kernels import scan
 from gatec.making import MAKERS, Run, origin, pull_of
-from gatec.pieces import Piece, piece
+from gatec.pieces import Piece, gather, piece
 from gatec.recurrence import adjoint, earlier, of_first
 from gatec.regions import Region, parts
 
@@ -68,9 +68,7 @@ class Adjoint:
         slopes = (da.to(a.dtype), dh.sum_to_size(b.shape).to(b.dtype))
         pulls = (self.of_decay, self.of_new)
         for names, pull, slope, given in zip((self.decay.names, self.new.names), pulls, slopes, beside, strict=True):
-            floats = [n for n in names if known[n].is_floating_point()]
-            for name, g in zip(floats, pull(slope, *given), strict=True):
-                found[name] = found[name] + g if name in found else g
+            gather(found, names, pull(slope, *given), known)
         return [found[n] for n, needed in zip(plan.operands, needs, strict=True) if needed]
 
 
