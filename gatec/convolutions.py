@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gatec.derive import taken
+from gatec.derive import spared
 from gatec.kernels import conv
 from gatec.making import MAKERS, Made, Run, gradients, origin, pull_of
 from gatec.pieces import Piece, floats, gather, piece
@@ -25,7 +25,7 @@ def made(region: Region) -> Made:
         order = [order[d] for d in ordering(user, len(order))] if turns(user) else order
         result = user
     every = (*region.inputs, result)
-    called = {n: f"{name}_" if taken(name) else name for n, name in zip(every, named(every), strict=True)}
+    called = dict(zip(every, map(spared, named(every)), strict=True))
     outside = {n: called[n] for n in region.inputs}
     before, of_before = piece(region.nodes, found.convolved, outside)
     behind, of_behind = piece(region.nodes, region.output, {result: called[result], **outside})

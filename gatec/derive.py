@@ -187,11 +187,13 @@ def operand_names(fn: Callable[..., Tensor], count: int) -> list[str]:
     named = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     if len(named) < count:
         named = [f"x{i}" for i in range(count)]
-    return [f"{name}_" if taken(name) else name for name in named[:count]]
+    return [spared(name) for name in named[:count]]
 
 
-def taken(name: str) -> bool:
-    return name in RESERVED or keyword.iskeyword(name) or name.endswith(ENDINGS)
+def spared(name: str) -> str:
+    """The name, changed where generated kernels use it for themselves."""
+    taken = name in RESERVED or keyword.iskeyword(name) or name.endswith(ENDINGS)
+    return f"{name}_" if taken else name
 
 
 def as_seen(

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from gatec.derive import derive, taken
+from gatec.derive import derive, spared
 from gatec.errors import GatecError
 from gatec.keeping import Keeping
 from gatec.kernel import Kernel
@@ -28,7 +28,7 @@ def made(region: Region) -> Keeping:
     """One kernel for each list of tiles that suits, and the library with the weights apart or packed."""
     products, epilogue = split(region)
     every = (*region.inputs, *dict.fromkeys(total for total, _ in products))
-    called = {n: f"{name}_" if taken(name) else name for n, name in zip(every, named(every), strict=True)}
+    called = dict(zip(every, map(spared, named(every)), strict=True))
     plan = Plan(
         tuple(called[n] for n in region.inputs),
         tuple(x.dtype for x in region.examples),

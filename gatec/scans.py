@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gatec.derive import taken
+from gatec.derive import spared
 from gatec.errors import GatecError
 from gatec.keeping import Itself, Keeping
 from gatec.kernel import Kernel
@@ -24,7 +24,7 @@ from gatec.regions import Region, parts
 def made(region: Region) -> Keeping:
     """The states are the result, and all that backward needs beside the operands."""
     a, b, h0, dim, reverse = parts(region.output)
-    names = [f"{n}_" if taken(n) else n for n in region.operands]
+    names = [spared(n) for n in region.operands]
     outside = dict(zip(region.inputs, names, strict=True))
     (decay, of_a), (new, of_b) = (piece(region.nodes, x, outside) for x in (a, b))
     states, first = region.output.meta["val"], None if h0 is None else outside[h0]
