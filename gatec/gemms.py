@@ -19,7 +19,7 @@ from gatec.kernels import gemm
 from gatec.kernels.products import Plan, Product
 from gatec.making import MAKERS, Made, Run, origin, pull_of
 from gatec.projections import multiplies, operands
-from gatec.regions import Region, function, named
+from gatec.regions import Region, function, graph_of, named
 
 ADDS = {"add", "iadd"}
 
@@ -79,13 +79,8 @@ class Epilogue:
     names: list[str]
 
     def function(self) -> Run:
-        graph, env = fx.Graph(), dict[fx.Node, fx.Node]()
-        for node, name in zip(self.region.inputs, self.names, strict=True):
-            env[node] = graph.placeholder(name)
-        for node in self.region.nodes:
-            env[node] = graph.node_copy(node, env.__getitem__)
-        graph.output(env[self.region.output])
-        return function(graph)
+        inputs = dict(zip(self.region.inputs, self.names, strict=True))
+        return function(graph_of(inputs, self.region.nodes, self.region.output))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from torch import Tensor, fx
 
 from gatec.derive import Derived, derive
 from gatec.making import Run, pull_of
-from gatec.regions import function
+from gatec.regions import function, graph_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,18 +27,11 @@ def piece(nodes: Sequence[fx.Node], end: fx.Node, called: Mapping[fx.Node, str])
         fresh = [a for a in node.all_input_nodes if a not in needed] if node not in called else []
         needed.update(fresh)
         queue += fresh
-    graph, env = fx.Graph(), dict[fx.Node, fx.Node]()
-    inputs = [n for n in called if n in needed]
-    for node in inputs:
-        env[node] = graph.placeholder(called[node])
-    for node in nodes:
-        if node in needed and node not in called:
-            env[node] = graph.node_copy(node, env.__getitem__)
-    graph.output(env[end])
-    run = function(graph)
+    inputs = {n: name for n, name in called.items() if n in needed}
+    run = function(graph_of(inputs, [n for n in nodes if n in needed and n not in called], end))
     derived = derive(run, [n.meta["val"] for n in inputs])
     pull_of(run, derived)  # refuses a backward of its own that no kernel can follow
-    return Piece(tuple(called[n] for n in inputs), run), derived
+    return Piece(tuple(inputs.values()), run), derived
 
 
 def floats(names: Sequence[str], known: Mapping[str, Tensor]) -> list[str]:

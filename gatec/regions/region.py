@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import builtins
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,17 +86,23 @@ class Region:
 
     def graph(self) -> fx.Graph:
         """The region by itself: a graph of its inputs, without the module around it."""
-        graph, env = fx.Graph(), {}
-        for node, name in zip(self.inputs, self.operands, strict=True):
-            env[node] = graph.placeholder(name)
-        for node in self.nodes:
-            env[node] = graph.node_copy(node, lambda n: env[n])
-        graph.output(env[self.output])
-        return graph
+        return graph_of(dict(zip(self.inputs, self.operands, strict=True)), self.nodes, self.output)
 
     def function(self) -> Callable[..., Tensor]:
         """The region as a function of its inputs."""
         return function(self.graph())
+
+
+def graph_of(
+    inputs: Mapping[fx.Node, str], nodes: Iterable[fx.Node], output: fx.Node | tuple[fx.Node, ...]
+) -> fx.Graph:
+    """`nodes` by themselves, as a graph of `inputs` under these names."""
+    graph = fx.Graph()
+    env = {node: graph.placeholder(name) for node, name in inputs.items()}
+    for node in nodes:
+        env[node] = graph.node_copy(node, env.__getitem__)
+    graph.output(fx.node.map_arg(output, env.__getitem__))
+    return graph
 
 
 def function(graph: fx.Graph) -> Callable[..., Tensor]:

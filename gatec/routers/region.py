@@ -22,7 +22,7 @@ from gatec.kernels.router import Groups
 from gatec.match import Term
 from gatec.mixtures.reading import Unlike, called, given, name_of, number, shape, wants
 from gatec.recognise import Find
-from gatec.regions import POINTWISE, Region, Surroundings
+from gatec.regions import POINTWISE, Region, Surroundings, function, graph_of
 from gatec.routers.groups import grouped
 
 CASTS = {"to", "float", "type", "type_as", "half", "bfloat16", "contiguous"}
@@ -71,26 +71,17 @@ class Routing(Region):
 
     def score(self) -> Run:
         """The score of a row of logits."""
-        graph = fx.Graph()
-        env = {self.inputs[0]: graph.placeholder("logits")}
-        for node in self.scores:
-            env[node] = graph.node_copy(node, env.__getitem__)
-        last = env[self.scores[-1] if self.scores else self.inputs[0]]
+        logits = self.inputs[0]
+        graph = graph_of({logits: "logits"}, self.scores, self.scores[-1] if self.scores else logits)
         if self.after:
-            last = graph.call_function(*AFTER[self.after](last))
-        graph.output(last)
-        found: Run = fx.GraphModule(nn.Module(), graph).forward
-        return found
+            end: Any = graph.output_node()
+            with graph.inserting_before(end):
+                end.args = (graph.call_function(*AFTER[self.after](end.args[0])),)
+        return function(graph)
 
     def graph(self) -> fx.Graph:
         """The weights, and which columns they belong to."""
-        graph, env = fx.Graph(), {}
-        for node, name in zip(self.inputs, self.operands, strict=True):
-            env[node] = graph.placeholder(name)
-        for node in self.nodes:
-            env[node] = graph.node_copy(node, lambda n: env[n])
-        graph.output(tuple(env[n] for n in self.outputs))
-        return graph
+        return graph_of(dict(zip(self.inputs, self.operands, strict=True)), self.nodes, self.outputs)
 
 
 AFTER: dict[str, Any] = {
