@@ -86,7 +86,7 @@ def op_keeping(name: str, made: Keeping, eager: Callable[..., Tensor]) -> Any:
     LIBRARY.impl(f"{name}_backward", _pulled(made.pull), "CompositeExplicitAutograd")
     LIBRARY.impl(f"{name}_backward", _chosen(backward, made.pull), DEVICE)
     op, back = (getattr(torch.ops.gatec, f"{name}{s}").default for s in ("", "_backward"))
-    torch.library.register_fake(op, made.blank or _dense(eager))
+    torch.library.register_fake(op, made.blank or dense(eager))
     torch.library.register_fake(back, _blank)
     keep = _op_beside(f"{name}_keeping", operands, keeping[0], made, eager) if keeping else Itself(op)
     LIBRARY.impl(name, _differentiable(op, keep, back, backward, eager), "Autograd")
@@ -102,7 +102,7 @@ def _op_beside(name: str, operands: str, side: Side, made: Keeping, eager: Run) 
     LIBRARY.define(f"{name}({operands}) -> (Tensor, Tensor)")
     _dispatched(name, side)
     keep = getattr(torch.ops.gatec, name).default
-    blank = made.blank or _dense(eager)
+    blank = made.blank or dense(eager)
     torch.library.register_fake(keep, lambda *xs: (blank(*xs), made.room(*xs)))
     register_decomposition(keep, made.keep)
     return keep
@@ -110,8 +110,8 @@ def _op_beside(name: str, operands: str, side: Side, made: Keeping, eager: Run) 
 
 def _dispatched(name: str, side: Side) -> None:
     """Bodies of an op: eager, and on a device the way that is chosen there."""
-    LIBRARY.impl(name, _dense(side.eager), "CompositeExplicitAutograd")
-    LIBRARY.impl(name, _dense(_way(side)), DEVICE)
+    LIBRARY.impl(name, dense(side.eager), "CompositeExplicitAutograd")
+    LIBRARY.impl(name, dense(lambda *tensors: best(side, tensors)(*tensors)), DEVICE)
 
 
 def _differentiable(op: Any, keep: Any, back: Any, side: Side, eager: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -137,13 +137,19 @@ def _differentiable(op: Any, keep: Any, back: Any, side: Side, eager: Callable[.
             found = iter(back(grad, kept, *operands, needs))
             return tuple(next(found) if needed else None for needed in needs)
 
+    return under_autograd(op, Gradient, side, eager)
+
+
+def under_autograd(op: Any, gradient: Any, side: Side, eager: Run, of: slice = slice(None)) -> Run:
+    """The op with `gradient` where one of these operands needs it; torch.func and forward derivatives see the eager form."""
+
     def run(*tensors: Tensor) -> Any:
         if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
             return eager(*tensors)
-        if not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors)):
+        if not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors[of])):
             with torch._C._AutoDispatchBelowAutograd():
                 return op(*tensors)
-        return eager(*tensors) if slower(side, tensors) else Gradient.apply(*tensors)  # type: ignore[no-untyped-call]
+        return eager(*tensors) if slower(side, tensors) else gradient.apply(*tensors)
 
     return run
 
@@ -154,7 +160,7 @@ def slower(side: Side, tensors: Sequence[Tensor]) -> bool:
     return not traced and tensors[0].device.type == DEVICE.lower() and CHOOSER.way(side, tensors) is None
 
 
-def _dense(body: Run) -> Run:
+def dense(body: Run) -> Run:
     """`body`, its results without gaps: the same on every device and in a trace."""
 
     def run(*tensors: Tensor) -> Any:
@@ -164,8 +170,9 @@ def _dense(body: Run) -> Run:
     return run
 
 
-def _way(side: Side) -> Run:
-    return lambda *tensors: (CHOOSER.way(side, tensors) or side.eager)(*tensors)
+def best(side: Side, tensors: Sequence[Tensor]) -> Any:
+    """What is chosen for these operands, which is eager where nothing is known to be faster."""
+    return CHOOSER.way(side, tensors) or side.eager
 
 
 def _chosen(side: Side, pull: Run) -> Run:

@@ -9,11 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from gatec.derive import derive
 from gatec.dispatch import CHOOSER, Run, Side
-from gatec.keeping import DEVICE, LIBRARY, slower
+from gatec.keeping import DEVICE, LIBRARY, best, dense, under_autograd
 from gatec.kernel import Kernel
 from gatec.kernels import router
 from gatec.making import MAKERS, Made, origin
@@ -189,8 +188,8 @@ def op_routing(name: str, made: Router, eager: Run) -> Any:
     LIBRARY.define(f"{name}_backward(Tensor grad, Tensor chosen, {operands}) -> Tensor")
     forward, backward = sides(name, made, eager)
     pull: Run = lambda grad, chosen, logits, *bias: made.pull(grad, chosen, logits).contiguous()  # noqa: E731
-    LIBRARY.impl(name, _dense(eager), "CompositeExplicitAutograd")
-    LIBRARY.impl(name, _dense(_dispatched(forward)), DEVICE)
+    LIBRARY.impl(name, dense(eager), "CompositeExplicitAutograd")
+    LIBRARY.impl(name, dense(lambda *tensors: best(forward, tensors).way(*tensors)), DEVICE)
     LIBRARY.impl(f"{name}_backward", pull, "CompositeExplicitAutograd")
     LIBRARY.impl(f"{name}_backward", _pulled(backward, pull), DEVICE)
     op, back = (getattr(torch.ops.gatec, f"{name}{s}").default for s in ("", "_backward"))
@@ -209,18 +208,6 @@ def _blank(eager: Eager, logits: Tensor, *bias: Tensor) -> tuple[Tensor, Tensor]
     return logits.new_empty(shape, dtype=eager.dtype), logits.new_empty(shape, dtype=torch.int64)
 
 
-def _dense(body: Run) -> Run:
-    return lambda *tensors: tuple(x.contiguous() for x in body(*tensors))
-
-
-def _dispatched(side: Side) -> Run:
-    def run(*tensors: Tensor) -> Any:
-        found: Any = CHOOSER.way(side, tensors) or side.eager
-        return found.way(*tensors)
-
-    return run
-
-
 def _pulled(side: Side, pull: Run) -> Run:
     def run(grad: Tensor, chosen: Tensor, logits: Tensor, *bias: Tensor) -> Any:
         found: Any = CHOOSER.way(side, (logits, *bias))
@@ -230,7 +217,7 @@ def _pulled(side: Side, pull: Run) -> Run:
 
 
 def _differentiable(op: Any, back: Any, made: Router, side: Side, eager: Run) -> Run:
-    """What the op does under autograd; torch.func and forward derivatives see the eager form."""
+    """What the op does under autograd."""
 
     class Gradient(torch.autograd.Function):
         @staticmethod
@@ -250,14 +237,4 @@ def _differentiable(op: Any, back: Any, made: Router, side: Side, eager: Run) ->
                 found = back(grad, chosen, logits, *bias)
             return (found, *(None for _ in bias))
 
-    def run(*tensors: Tensor) -> Any:
-        if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
-            return eager(*tensors)
-        if not (torch.is_grad_enabled() and tensors[0].requires_grad):
-            with torch._C._AutoDispatchBelowAutograd():
-                return op(*tensors)
-        if slower(side, tensors):
-            return eager(*tensors)
-        return Gradient.apply(*tensors)  # type: ignore[no-untyped-call]
-
-    return run
+    return under_autograd(op, Gradient, side, eager, of=slice(1))  # the bias moves the choice only
