@@ -50,7 +50,7 @@ class Program:
     calls: dict[str, list[Call]]
     edits: list[Edit] = field(default_factory=list)
     graphs: dict[str, fx.Graph | None] = field(default_factory=dict)
-    others: dict[Any, fx.Graph | None] = field(default_factory=dict)  # of calls in other forms, by path and form
+    others: dict[Any, fx.Graph | str] = field(default_factory=dict)  # of calls in other forms, or why there is none
     missed: dict[str, str] = field(default_factory=dict)
     reads: dict[str, frozenset[tuple[str, str]]] = field(default_factory=dict)  # attributes that each capture read
     asked: dict[str, frozenset[str]] = field(default_factory=dict)  # questions about the surroundings, likewise
@@ -110,28 +110,37 @@ class Program:
         call = self.known("")(path, Call(tuple(args), dict(kwargs)))
         if call is None or "forward" in vars(module) or (unit is not None and unit.rewrites):
             return None
-        key = path, _form(call)
-        if key not in self.others:
-            try:
-                kind = unit.original if unit else type(module)
-                self.others[key] = trace(module, kind.forward, call, self.known(path)).graph
-            except Refused:
-                self.others[key] = None
-        return self.others[key]
+        try:
+            return self._in_form(path, call)
+        except Refused:
+            return None
 
     def other_graphs(self, path: str) -> Iterator[fx.Graph]:
         """A module's graph in each form in which it is called but the first. Raises Refused where there is none."""
         first, *rest = self.calls[path]
-        module, seen = self.module(path), {flatten(first.args, first.kwargs).key}
+        seen = {flatten(first.args, first.kwargs).key}
         for call in rest:
             key = flatten(call.args, call.kwargs).key
             if key not in seen:
                 seen.add(key)
-                unit = unit_of(module)
-                known = self.known(path)
-                yield (
-                    unit.graph(module, call, known) if unit else trace(module, type(module).forward, call, known).graph
-                )
+                yield self._in_form(path, call)
+
+    def _in_form(self, path: str, call: Call) -> fx.Graph:
+        """The graph of a call in another form than the first, captured once while nothing is put into the module."""
+        module = self.module(path)
+        unit, key = unit_of(module), (path, _form(call))
+        if unit is not None and unit.rewrites:
+            return unit.graph(module, call, self.known(path))
+        if key not in self.others:
+            try:
+                kind = unit.original if unit else type(module)
+                self.others[key] = trace(module, kind.forward, call, self.known(path)).graph
+            except Refused as e:
+                self.others[key] = str(e)
+        found = self.others[key]
+        if isinstance(found, str):
+            raise Refused(found)
+        return found
 
     def shell_of(self, path: str) -> fx.Graph:
         """The module from outside, with what was put at its boundary so far."""

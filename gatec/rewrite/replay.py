@@ -14,6 +14,7 @@ from gatec.errors import Refused
 from gatec.gate import Gate
 from gatec.match import Canon, Flow, Linear, Match, Part, Term
 from gatec.match.terms import join
+from gatec.rewrite.install import copied
 from gatec.rewrite.splice import bound, carried, splice
 from gatec.rewrite.undo import Undo
 from gatec.site import Site
@@ -58,6 +59,7 @@ class Rewrite:
 
     def meets(self, module: nn.Module, graph: fx.Graph) -> None:
         """Raise Refused where a call comes by these layers in another way than the place does."""
+        graph = copied(graph)
         graph_of = children_of(module, graph)
         try:
             self._inline(graph, graph_of)
