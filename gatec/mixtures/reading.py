@@ -74,11 +74,6 @@ def flat_of(node: Any) -> Any:
     return found.args[0]
 
 
-def single_user(node: fx.Node) -> fx.Node:
-    wants(len(node.users) == 1, "read elsewhere")
-    return next(iter(node.users))
-
-
 def column(node: Any) -> Any:
     """One number for each row, of which this is the column."""
     rows = shape(node)
