@@ -12,11 +12,12 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
-from gatec.capture.guards import SELF, Changed, hold
+from gatec.capture.guards import SELF, Changed
 from gatec.match.terms import shape_of
 from gatec.projections import HOOKS
 from gatec.regions.nodes import convolves, pointwise
 from gatec.regions.region import Region
+from gatec.regions.sizes import require, size_of
 from gatec.regions.surroundings import Surroundings
 from gatec.regions.views import Copies, index_of, movable, ordering, turns, views
 from gatec.tidy import example
@@ -186,7 +187,7 @@ def opened(node: fx.Node, module: nn.Module) -> fx.Node:
     with graph.inserting_before(first):
         asked = graph.call_function(settings_at, (me, path))  # type: ignore[arg-type]
         asked.meta["val"] = settings_at(module, path)
-        graph.call_function(hold, (asked, asked.meta["val"], f"{path} is a plain convolution"))
+    require(asked, asked.meta["val"], f"{path} is a plain convolution", first)
     with graph.inserting_before(node):
         read: list[Any] = [None, None]
         for i, name in enumerate(("weight", "bias")):
@@ -218,16 +219,6 @@ def _fits(found: Window, conv: fx.Node, chain: Sequence[fx.Node]) -> bool:
     return all(_cut(found, d, *cuts[d], len(order)) for d in wanted)
 
 
-def _length(node: fx.Node, dim: int, before: fx.Node) -> fx.Node:
-    """The size of a value, asked for in front of a node."""
-    with node.graph.inserting_before(before):
-        sizes = node.graph.call_function(getattr, (node, "shape"))
-        size = node.graph.call_function(operator.getitem, (sizes, dim))
-    sizes.meta["val"] = node.meta["val"].shape
-    size.meta["val"] = node.meta["val"].shape[dim]
-    return size
-
-
 def _cut(found: Window, dim: int, view: fx.Node, place: int, rank: int) -> bool:
     """Write a cut as how much it takes away, where the graph holds only if that is as much."""
     stop, excess = index_of(view, rank)[place].stop, found.excess[dim - 2]
@@ -236,11 +227,11 @@ def _cut(found: Window, dim: int, view: fx.Node, place: int, rank: int) -> bool:
     length = found.convolved.meta["val"].shape[dim]
     if (stop.meta.get("val") if isinstance(stop, fx.Node) else stop) != length:
         return False
-    size = _length(found.convolved, dim, view)
+    size = size_of(found.convolved, dim, view)
     with view.graph.inserting_before(view):
         same = view.graph.call_function(operator.eq, (size, stop))
         same.meta["val"] = True
-        view.graph.call_function(hold, (same, True, "a convolution is cut to the length of what it convolves"))
+    require(same, True, "a convolution is cut to the length of what it convolves", view)
     parts = list(index_of(view, rank))
     parts[place] = slice(None, -excess)
     view.args = (view.args[0], tuple(parts))

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from gatec.capture.guards import hold
 from gatec.recognise import Find
 from gatec.regions.nodes import called, pointwise
+from gatec.regions.sizes import require, size_of
 from gatec.regions.surroundings import Surroundings
 from gatec.tidy import example
 
@@ -66,13 +66,8 @@ class Writer:
 
     def holds(self, node: fx.Node, dim: int, count: int) -> None:
         """The graph is that of so many parts; a call with other sizes gets one of its own."""
-        if node.op == "get_attr":
-            return
-        with self.graph.inserting_before(self.place):
-            size = self.graph.call_method("size", (node, dim))
-            size.meta = {**self.place.meta, "val": count}
-            told = self.graph.call_function(hold, (size, count, f"a sum of {count} parts"))
-            told.meta = {**self.place.meta, "val": None}
+        if node.op != "get_attr":
+            require(size_of(node, dim, self.place), count, f"a sum of {count} parts", self.place)
 
     def apart(self, node: fx.Node, dim: int, whole: Sequence[int], user: fx.Node) -> list[fx.Node]:
         """What each part of a value of the size `whole` is computed from, of a value that broadcasts to it."""
