@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gatec.bench.clock import medians
-from gatec.bench.scan import SHORT, columns, ran
+from gatec.bench.scan import SHORT, columns, ran, with_gradients
 from gatec.rerolling import reroll
 
 LENGTHS = (64, 256, 1024)
@@ -61,9 +61,4 @@ def _row(model: nn.Module, rolled: nn.Module, inputs: list[Tensor], repeats: int
     with torch.no_grad():
         ahead = medians({"loop": lambda: ran(model, inputs), "reroll": lambda: ran(rolled, inputs)}, repeats)
     row = {"steps": inputs[0].shape[2], **columns(ahead, "")}
-    if inputs[0].shape[2] <= WITH_GRADIENTS:
-        for x in inputs:
-            x.requires_grad_()
-        both = {"loop": lambda: ran(model, inputs, True), "reroll": lambda: ran(rolled, inputs, True)}
-        row |= columns(medians(both, max(repeats // 2, 1)), "f+b ")
-    return row
+    return row | (with_gradients(model, rolled, inputs, repeats) if inputs[0].shape[2] <= WITH_GRADIENTS else {})

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gatec.bench.clock import medians
+from gatec.bench.subjects import Loop
 from gatec.rerolling import reroll
 
 LENGTHS = (64, 256, 1024, 4096)
@@ -17,22 +18,13 @@ SHORT = 8  # steps of the example that the loop is captured on
 WITH_GRADIENTS = 1024  # above it the loop's backward takes minutes
 
 
-class Loop(nn.Module):
-    def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        h, states = torch.zeros_like(b[:, 0]), []
-        for t in range(b.shape[1]):
-            h = a[:, t] * h + b[:, t]
-            states.append(h)
-        return torch.stack(states, 1)
-
-
 def scan(lengths: tuple[int, ...] = LENGTHS, repeats: int = 7) -> list[dict[str, Any]]:
     """Rows by size and length: milliseconds of the loop and of the recurrence, their ratio, seconds of the conversion.
 
     A pass reads both operands once and writes as much: no recurrence is faster.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model, rows = Loop(), []
+    model, rows = Loop(1, SHORT, 8), []
     reroll(model, _inputs(1, SHORT, 8, device))  # what is imported and cached once is not counted
     for batch, width in SIZES:
         start = time.perf_counter()
@@ -56,12 +48,14 @@ def _row(model: nn.Module, rolled: nn.Module, inputs: list[Tensor], repeats: int
         **columns(ahead, ""),
         "reroll / pass": round(ahead["reroll"] / ahead["pass"], 1),
     }
-    if inputs[0].shape[1] <= WITH_GRADIENTS:
-        for x in inputs:
-            x.requires_grad_()
-        both = {"loop": lambda: ran(model, inputs, True), "reroll": lambda: ran(rolled, inputs, True)}
-        row |= columns(medians(both, max(repeats // 2, 1)), "f+b ")
-    return row
+    return row | (with_gradients(model, rolled, inputs, repeats) if inputs[0].shape[1] <= WITH_GRADIENTS else {})
+
+
+def with_gradients(model: nn.Module, rolled: nn.Module, inputs: list[Tensor], repeats: int) -> dict[str, Any]:
+    for x in inputs:
+        x.requires_grad_()
+    both = {"loop": lambda: ran(model, inputs, True), "reroll": lambda: ran(rolled, inputs, True)}
+    return columns(medians(both, max(repeats // 2, 1)), "f+b ")
 
 
 def columns(seconds: dict[str, float], prefix: str) -> dict[str, Any]:
