@@ -15,6 +15,7 @@ from functools import partial
 
 import pytest
 import torch
+from devices import Device
 
 from gatec.dispatch import choose, measure, table
 from gatec.dispatch.choose import Budget, Chooser, Side
@@ -500,21 +501,12 @@ def test_one_process_measures_at_a_time_and_a_killed_one_gives_way(folder):
 # -- the choice ---------------------------------------------------------------------------------------------------------
 
 
-class Fake:
-    """A device whose runs take as long as the way's name says."""
+class Fake(Device):
+    """Runs take as long as the way's name says."""
 
     def __init__(self, **versions):
-        self.versions = {"device": "fake", "driver": "1", "torch": "2", "triton": "3", **versions}
-        self.captures, self.has_room, self.sampled = False, True, 0
-
-    def identity(self, device):
-        return self.versions
-
-    def capturing(self):
-        return self.captures
-
-    def room(self, device):
-        return self.has_room
+        super().__init__(**{"torch": "2", "triton": "3", **versions})
+        self.sampled = 0
 
     def sample(self, run):
         self.sampled += 1
@@ -559,13 +551,6 @@ def chooser(folder):
         return Chooser(device or Fake(), Table(folder), Asked(**dict(answers)), Budget(1e9, total))
 
     return made
-
-
-@pytest.fixture(autouse=True)
-def nothing_failed():
-    choose.FAILED.clear()
-    yield
-    choose.FAILED.clear()
 
 
 def soon(chooser, side, *tensors):

@@ -7,6 +7,7 @@ from functools import cached_property, partial
 
 import pytest
 import torch
+from devices import Device
 from test_rows import CASES
 from torch import nn
 
@@ -76,23 +77,12 @@ class Tapped(nn.Module):
         return torch.sigmoid(self.slope * self.conv(x.mT)[..., : x.shape[1]].mT) * x
 
 
-class Fake:
-    """A CPU on which a kernel takes as long as the test says, and eager a millisecond."""
+class Fake(Device):
+    """A kernel takes as long as the test says, and eager a millisecond."""
 
     def __init__(self, runs, **takes):
+        super().__init__()
         self.runs, self.takes = runs, {"forward": 0.5, "backward": 0.5, **takes}
-
-    def identity(self, device):
-        return {"device": "a CPU in a GPU's place"}
-
-    def capturing(self):
-        return False
-
-    def room(self, device):
-        return True
-
-    def aside(self, device, work):
-        return work()
 
     def sample(self, run):
         before = len(self.runs)
@@ -147,9 +137,7 @@ def placed(monkeypatch, tmp_path, runs, worker):
     monkeypatch.setattr(lower, "DEVICE", "CPU")
     monkeypatch.setattr(keeping, "DEVICE", "CPU")
     monkeypatch.setattr(tuning, "fuse", lambda model, inputs: fusing.fuse(model, inputs, everywhere=True))
-    choose.FAILED.clear()
-    yield put
-    choose.FAILED.clear()
+    return put
 
 
 def step(model, x):

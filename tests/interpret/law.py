@@ -3,12 +3,16 @@
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gatec.derive import derive
 from gatec.kernel import Kernel
 from gatec.kernels.lint import complaints
 from gatec.kernels.pointwise import render
+from gatec.pipeline import prepare
+from gatec.regions import Region, regions
+from gatec.rewrite import copied
+from gatec.tidy import examples
 
 
 def kernel(fn: Callable[..., Tensor], operands: Sequence[Tensor], name: str = "kernel") -> Kernel:
@@ -16,6 +20,13 @@ def kernel(fn: Callable[..., Tensor], operands: Sequence[Tensor], name: str = "k
     made = render(name, "tests", derived.forward, derived.backward)
     assert not complaints(made.source)
     return made
+
+
+def first_region(model: nn.Module, x: Tensor, anchor: str) -> Region:
+    program = prepare(model, x)
+    graph = copied(program.graph_of(""))
+    examples(model, graph)
+    return next(r for r in regions(model, graph, program.graph_of) if r.anchor == anchor)
 
 
 def poisoned(shape: tuple[int, ...], dtype: torch.dtype, scale: float = 1.0) -> Tensor:

@@ -5,34 +5,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from law import error, poisoned
+from law import eager, error, first_region, poisoned
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from convolutions import CASES, model_of
 
 from gatec.kernels.lint import complaints
 from gatec.making import made_for
-from gatec.pipeline import prepare
-from gatec.regions import regions
-from gatec.rewrite import copied
-from gatec.tidy import examples
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 
 def region_of(name, dtype):
     model, x = model_of(name)
-    model, x = model.to(dtype), x.to(dtype)
-    program = prepare(model, x)
-    graph = copied(program.graph_of(""))
-    examples(model, graph)
-    return next(r for r in regions(model, graph, program.graph_of) if r.anchor == "conv")
-
-
-def results(run, operands, grad, dtype):
-    leaves = [x.detach().to(dtype).requires_grad_() for x in operands]
-    out = run(*leaves)
-    return [out.detach(), *torch.autograd.grad(out, leaves, grad.to(dtype))]
+    return first_region(model.to(dtype), x.to(dtype), "conv")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
@@ -48,7 +34,7 @@ def test_kernel_is_as_close_to_the_truth_as_eager(name, dtype):
     operands = [poisoned(s, dtype) for s in shapes]
     out = made.kernel.forward(*operands)
     grad = poisoned(tuple(out.shape), dtype)
-    truth, theirs = (results(region.function(), operands, grad, d) for d in (torch.float64, dtype))
+    truth, theirs = (eager(region.function(), [x.to(d) for x in operands], grad) for d in (torch.float64, dtype))
     ours = [out, *made.kernel.backward(grad, *operands)]
     library = [out, *made.pull(grad, *operands)]
     for i, (mine, pulled, other, true) in enumerate(zip(ours, library, theirs, truth, strict=True)):

@@ -5,34 +5,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from law import error, poisoned
+from law import eager, error, first_region, poisoned
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from test_scan_regions import BODIES, Recurrent
 
 from gatec.kernels.lint import complaints
 from gatec.making import made_for
-from gatec.pipeline import prepare
-from gatec.regions import regions
-from gatec.rewrite import copied
-from gatec.tidy import examples
 
 WRITTEN = [b for b in BODIES if "loop" not in b.__name__]
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 
 def region_of(body, dtype):
-    model, x = Recurrent(body).to(dtype), torch.randn(2, 5, 6, dtype=dtype)
-    program = prepare(model, x)
-    graph = copied(program.graph_of(""))
-    examples(model, graph)
-    return next(r for r in regions(model, graph, program.graph_of) if r.anchor == "scan")
-
-
-def results(run, operands, grad, dtype):
-    leaves = [x.detach().to(dtype).requires_grad_() for x in operands]
-    out = run(*leaves)
-    return [out.detach(), *torch.autograd.grad(out, leaves, grad.to(dtype))]
+    return first_region(Recurrent(body).to(dtype), torch.randn(2, 5, 6, dtype=dtype), "scan")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
@@ -48,14 +34,14 @@ def test_the_kernel_of_a_region_is_as_close_to_the_truth_as_eager(body, dtype):
     operands = [poisoned(s, dtype, 0.5).abs() for s in shapes]
     states = made.kernel.forward(*operands)
     grad = poisoned(tuple(states.shape), dtype)
-    truth, theirs = (results(region.function(), operands, grad, d) for d in (torch.float64, dtype))
+    truth, theirs = (eager(region.function(), [x.to(d) for x in operands], grad) for d in (torch.float64, dtype))
     ours = [states, *made.kernel.load().backward(grad, *operands, kept=states)]
     pulled = [states, *made.pull(grad, states, *operands, needs=[True] * len(operands))]
-    for i, (mine, eager, other, true) in enumerate(zip(ours, pulled, theirs, truth, strict=True)):
-        assert mine.shape == other.shape == eager.shape and mine.dtype == other.dtype == eager.dtype
+    for i, (mine, library, other, true) in enumerate(zip(ours, pulled, theirs, truth, strict=True)):
+        assert mine.shape == other.shape == library.shape and mine.dtype == other.dtype == library.dtype
         bound = 2 * max(error(other, true), torch.finfo(dtype).eps)
         assert error(mine, true) <= bound, f"result {i}"
-        assert error(eager, true) <= 2 * bound, f"result {i} of the eager gradient"
+        assert error(library, true) <= 2 * bound, f"result {i} of the eager gradient"
 
 
 def test_only_what_is_needed():
