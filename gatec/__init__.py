@@ -30,6 +30,7 @@ from gatec.history import save  # noqa: E402
 from gatec.layers import Inner, Layer  # noqa: E402
 from gatec.linear_attention import gated_delta_rule, linear_attention  # noqa: E402
 from gatec.match import Attention, Block, Branch, Features, Hole, Linear, Part, Projection, here  # noqa: E402
+from gatec.moe import Pairs, Router, pairs_of, router_named  # noqa: E402
 from gatec.onnx import export  # noqa: E402
 from gatec.partition import Coactivation, balanced_clusters, order, weight_features  # noqa: E402
 from gatec.pipeline import convert, convert_, gate_parameters, load, why  # noqa: E402
@@ -49,6 +50,7 @@ __all__ = [  # noqa: RUF022 - in the order in which a reader meets them
     "Census", "Edit", "Explanation", "GatecError", "Refused", "Report", "Tuning",
     # what a pass is made of
     "Activation", "Attention", "Block", "Branch", "Case", "Coactivation", "Equation", "Features", "Gate", "Hole", "Inner",
-    "Layer", "Linear", "Part", "Projection", "Site", "balanced_clusters", "equation", "gated_delta_rule", "grouped_linear",
-    "here", "linear_attention", "linear_recurrence", "order", "places", "weight_features",
+    "Layer", "Linear", "Pairs", "Part", "Projection", "Router", "Site", "balanced_clusters", "equation",
+    "gated_delta_rule", "grouped_linear", "here", "linear_attention", "linear_recurrence", "order", "pairs_of", "places",
+    "router_named", "weight_features",
 ]  # fmt: skip

@@ -21,12 +21,15 @@ from gatec import (
     balanced_clusters,
     grouped_linear,
     order,
+    pairs_of,
     places,
+    router_named,
     weight_features,
 )
 
 
-def check(site, up, down, gate=None, *, experts: int = 8, top_k: int = 2) -> None:
+def check(site, up, down, gate=None, *, experts: int = 8, top_k: int = 2, router: str = "softmax") -> None:
+    router_named(router)
     width = up.out_features
     if not isinstance(experts, int) or not isinstance(top_k, int) or not 1 <= top_k <= experts:
         raise GatecError(
@@ -39,43 +42,35 @@ def check(site, up, down, gate=None, *, experts: int = 8, top_k: int = 2) -> Non
         site.movable(name)
 
 
-def after(site, x, up, act, down, gate=None, *, experts: int = 8, top_k: int = 2):
-    router = site.add("router", lambda: new_router(up, experts, site.like(up)), near=up)
+def after(
+    site, x, up, act, down, gate=None, *, experts: int = 8, top_k: int = 2, router: str = "softmax", hidden: int = 0
+):
+    route = site.add("router", lambda: new_router(site, up, experts, top_k, router, hidden), near=up)
     flat = x.reshape(-1, up.in_features)
-    expert, order, ends, weight = route(router(flat), experts, top_k)
-    rows = flat[order // top_k]
-    hidden = act(expert_linear(gate or up, rows, expert, ends, experts))
+    pairs = pairs_of(route(flat), site.added_value("router"))
+    rows = pairs.gather(flat)
+    inner = act(expert_linear(gate or up, rows, pairs, experts))
     if gate:
-        hidden = hidden * expert_linear(up, rows, expert, ends, experts)
+        inner = inner * expert_linear(up, rows, pairs, experts)
     if site.dropout:
-        hidden = F.dropout(hidden, site.dropout, True)
-    out = grouped_linear(hidden, down.weight_node().unflatten(1, (experts, -1)).permute(1, 0, 2), ends)
-    y = (out * weight)[torch.argsort(order)].unflatten(0, (-1, top_k)).sum(1)
+        inner = F.dropout(inner, site.dropout, True)
+    out = grouped_linear(inner, down.weight_node().unflatten(1, (experts, -1)).permute(1, 0, 2), pairs.ends)
+    y = pairs.combine(out, flat)
     bias = down.bias_node()
     y = y if bias is None else y + bias
     return y.unflatten(0, x.shape[:-1])
 
 
-def route(logits, experts: int, top_k: int):
-    """Token-expert pairs sorted by expert: (expert of each row, number of its pair, end row of each expert, weight 1)."""
-    scores, chosen = torch.topk(torch.softmax(logits, -1), top_k, -1)
-    expert, order = torch.sort(chosen.flatten(), stable=True)
-    weight = 1 + (scores - scores.detach())
-    numbers = expert.new_ones(experts).cumsum(0) - 1
-    ends = (expert.unsqueeze(-1) <= numbers).sum(0)
-    return expert, order, ends, weight.flatten()[order].unsqueeze(-1)
-
-
-def expert_linear(layer, rows, expert, ends, experts: int):
-    out = grouped_linear(rows, layer.weight_node().unflatten(0, (experts, -1)), ends)
+def expert_linear(layer, rows, pairs, experts: int):
+    out = grouped_linear(rows, layer.weight_node().unflatten(0, (experts, -1)), pairs.ends)
     bias = layer.bias_node()
-    return out if bias is None else out + bias.unflatten(0, (experts, -1))[expert]
+    return out if bias is None else out + bias.unflatten(0, (experts, -1))[pairs.expert]
 
 
-def new_router(up, experts: int, like) -> nn.Linear:
-    router = nn.utils.skip_init(nn.Linear, up.in_features, experts, bias=False, **like)
+def new_router(site, up, experts: int, top_k: int, kind: str, hidden: int):
+    like = site.like(up)
+    router = router_named(kind)(up.in_features, experts, top_k, hidden=hidden, **like)
     router.register_buffer("order", torch.arange(up.out_features, device=like["device"]))
-    nn.init.zeros_(router.weight)
     return router
 
 
@@ -91,7 +86,7 @@ def birth(site, up, act, down, gate=None, *, experts: int = 8, seed: int = 0, ca
     with torch.no_grad():
         router.order.copy_(units)
         centres = F.normalize((gate or up).weight.float(), dim=1).unflatten(0, (experts, -1)).mean(1)
-        router.weight.copy_(F.normalize(centres, dim=1))
+        router.start(centres)
 
 
 def activations(site, up, act, gate, calibration) -> Tensor:

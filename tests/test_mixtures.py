@@ -63,7 +63,7 @@ def test_one_op_computes_the_mixture_and_its_gradients(top_k: int) -> None:
     before, x = mixed(Gated(), top_k)
     after = gatec.fuse(before, (x,), everywhere=True)
     assert sorted(gatec.kernels_of(after)) == [
-        f"model.experts_{top_k}_of_4_glu_silu", f"model.router_softmax_{top_k}_of_4",
+        f"model.experts_{top_k}_of_4_glu_silu", f"router.router_softmax_{top_k}_of_4",
     ]  # fmt: skip
     for shape in ((2, 5, 8), (1, 8), (3, 1, 7, 8)):
         same(before, after, torch.randn(shape))

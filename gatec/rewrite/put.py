@@ -6,10 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from torch import nn
+
 from gatec.capture import unit_of
 from gatec.capture.unit import installable
 from gatec.errors import GatecError, Refused
 from gatec.gate import Gate
+from gatec.layers import attribute
 from gatec.match import Flow, Match, Near
 from gatec.match.terms import join
 from gatec.program import Edit, Program
@@ -102,7 +105,9 @@ def added(program: Program) -> set[str]:
     for path, module in program.model.named_modules():
         unit = unit_of(module)
         for name in (n for r in (unit.edits if unit else ()) for n in r.added.values()):
-            found |= {join(path, name), join(path, f"{name}.weight")}
+            value = attribute(module, name)
+            inner = [n for n, _ in value.named_parameters()] if isinstance(value, nn.Module) else []
+            found |= {join(path, name), *(join(path, f"{name}.{leaf}") for leaf in inner)}
     return found
 
 
