@@ -100,14 +100,14 @@ def earlier(gate: Gate, program: Program) -> dict[str, str]:
 
 
 def added(program: Program) -> set[str]:
-    """The weights of what gates have brought along: no place for another."""
+    """What gates have brought along, and all that is below it: no place for another."""
     found = set()
     for path, module in program.model.named_modules():
         unit = unit_of(module)
         for name in (n for r in (unit.edits if unit else ()) for n in r.added.values()):
             value = attribute(module, name)
-            inner = [n for n, _ in value.named_parameters()] if isinstance(value, nn.Module) else []
-            found |= {join(path, name), *(join(path, f"{name}.{leaf}") for leaf in inner)}
+            inner = [*value.named_modules(), *value.named_parameters()] if isinstance(value, nn.Module) else []
+            found |= {join(path, name), *(join(path, f"{name}.{below}") for below, _ in inner)}
     return found
 
 
