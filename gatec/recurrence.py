@@ -1,13 +1,11 @@
 """The linear recurrence h[t] = a[t] * h[t-1] + b[t] along one dimension, all states at once: `gatec::scan`.
 
-On a CPU time is cut into groups of steps. Every group is reduced to one step (the product of its decays, and its state
-from zero), those steps are a shorter recurrence of the same form, and its states start the groups. Nothing is ever
-divided by a decay, so gates that close (a = 0) are exact. The gradient is the same recurrence running backwards.
+Its gradient is the same recurrence running backwards.
 """
 
 from __future__ import annotations
 
-import cmath
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,10 +13,8 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from gatec.errors import GatecError
+from gatec.sweep import sweep
 
-GROUP = 8  # steps that are reduced to one
-BLOCK = 2**20  # elements that are worked on at a time, so that they stay in the cache
-LANES = 2**11  # as many are a step that no grouping makes faster
 NUMBERS = (int, float, complex)
 HALVES = (torch.float16, torch.bfloat16)
 LIBRARY = torch.library.Library("gatec", "FRAGMENT")
@@ -72,70 +68,34 @@ def room(b: Tensor, full: torch.Size, dtype: torch.dtype) -> Tensor:
 
 def states(a: Tensor, b: Tensor, h0: Tensor | None, dim: int, reverse: bool) -> Tensor:
     """The operator's body in PyTorch's own operators."""
-    full, dim, dtype = form(a, b, h0, dim)
+    full, dim, dtype = (b.shape, dim, b.dtype) if plain(a, b, h0, dim) else form(a, b, h0, dim)
     out = room(b, full, dtype)
     if not out.numel():
         return out
     wide = torch.float32 if dtype in HALVES else dtype
-    over = a.shape[dim - len(full) + a.ndim] if a.ndim > len(full) - dim - 1 else 1
-    a = a.reshape((1,) * (len(full) - a.ndim) + a.shape).to(wide)
-    a = a.expand(*a.shape[:dim], full[dim], *a.shape[dim + 1 :]) if over == 1 else a
-    h0 = None if h0 is None else h0.to(wide).expand(*full[:dim], *full[dim + 1 :])
     result = out if wide == dtype else torch.empty_like(out, dtype=wide)
-    sweep(a.movedim(dim, 0), b.to(wide).expand(full).movedim(dim, 0), h0, result.movedim(dim, 0), reverse)
+    decay = timed(a, (*(1,) * (len(full) - a.ndim), *a.shape), full[dim], dim, wide)
+    new = timed(b, full, full[dim], dim, wide)
+    if h0 is not None:
+        h0 = h0.to(wide).expand(full[:dim] + full[dim + 1 :])
+    sweep(decay, new, h0, result.movedim(dim, 0) if dim else result, reverse)
     return out if result is out else out.copy_(result)
 
 
-def sweep(a: Tensor, b: Tensor, h0: Tensor | None, out: Tensor, reverse: bool) -> None:
-    """Write all states to `out`; time is the first dimension. Pieces of it follow each other, so that each stays in the cache."""
-    steps = len(b)
-    lanes, here = out.numel() // steps, b.device.type == "cpu"
-    if steps < 4 * GROUP or (here and lanes >= LANES):
-        walk(a, b, h0, out, reverse)
-        return
-    size = max(BLOCK // lanes // GROUP, 2) * GROUP if here else steps
-    for start in range(0, steps, size):
-        stop = min(start + size, steps)
-        whole = stop - (stop - start) % GROUP
-        for method, first, last in ((groups, start, whole), (walk, whole, stop)):
-            if first < last:
-                span = slice(steps - last, steps - first) if reverse else slice(first, last)
-                method(a[span], b[span], h0, out[span], reverse)
-                h0 = out[span.start if reverse else span.stop - 1]
+def plain(a: Tensor, b: Tensor, h0: Tensor | None, dim: int) -> bool:
+    """Whether nothing broadcasts and nothing changes its type, as in most recurrences; to know is quicker than to find out how."""
+    full = b.shape
+    if a.shape != full or a.dtype != b.dtype or not b.dtype.is_floating_point or not 0 <= dim < len(full):
+        return False
+    return h0 is None or (h0.dtype == b.dtype and h0.shape == full[:dim] + full[dim + 1 :])
 
 
-def groups(a: Tensor, b: Tensor, h0: Tensor | None, out: Tensor, reverse: bool) -> None:
-    """Reduce, recur, apply; step by step where decays grow beyond what their products can hold."""
-    count = len(b) // GROUP
-    order = slice(None, None, -1) if reverse else slice(None)
-    decay, new, state = (x.unflatten(0, (count, GROUP)).unbind(1)[order] for x in (a, b, out))
-    product, local = decay[0] * decay[1], torch.addcmul(new[1], decay[1], new[0])
-    for t in range(2, GROUP):
-        product.mul_(decay[t])
-        torch.addcmul(new[t], decay[t], local, out=local)
-    if b.device.type == "cpu" and not cmath.isfinite(product.sum().item()):
-        walk(a, b, h0, out, reverse)
-        return
-    sweep(product, local, h0, state[-1], reverse)
-    edge = slice(-1, None) if reverse else slice(0, 1)
-    walk(decay[0][edge], new[0][edge], h0, state[0][edge], reverse)
-    if count > 1:
-        here, before = (slice(None, -1), slice(1, None)) if reverse else (slice(1, None), slice(None, -1))
-        torch.addcmul(new[0][here], decay[0][here], state[-1][before], out=state[0][here])
-    for t in range(1, GROUP - 1):
-        torch.addcmul(new[t], decay[t], state[t - 1], out=state[t])
-
-
-def walk(a: Tensor, b: Tensor, h0: Tensor | None, out: Tensor, reverse: bool) -> None:
-    """Step by step."""
-    order = slice(None, None, -1) if reverse else slice(None)
-    before = h0
-    for decay, new, state in zip(a.unbind(0)[order], b.unbind(0)[order], out.unbind(0)[order], strict=True):
-        if before is None:
-            state.copy_(new)
-        else:
-            torch.addcmul(new, decay, before, out=state)
-        before = state
+def timed(x: Tensor, shape: Sequence[int], steps: int, dim: int, dtype: torch.dtype) -> Tensor:
+    """`x` of a `shape` that has all dimensions, with all steps, as its first dimension."""
+    x = x.to(dtype).resolve_conj()
+    if x.shape != shape or shape[dim] != steps:
+        x = x.expand((*shape[:dim], steps, *shape[dim + 1 :]))
+    return x.movedim(dim, 0) if dim else x
 
 
 def stepwise(a: Tensor, b: Tensor, h0: Tensor | None, dim: int, reverse: bool) -> Tensor:

@@ -8,8 +8,10 @@ from torch import nn
 
 import gatec
 from gatec.kernels.lint import complaints
-from gatec.recurrence import BLOCK, GROUP, LANES, linear_recurrence
+from gatec.ladder import GROUP
+from gatec.recurrence import linear_recurrence
 from gatec.scanning import kernel_for, on_cuda
+from gatec.sweep import BLOCK, LANES
 
 STEPS = [1, 2, 4 * GROUP - 1, 4 * GROUP, 67, 5 * GROUP**2 + 5]
 GATES = {

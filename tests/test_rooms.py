@@ -9,8 +9,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = [row.split() for row in [
     "errors settings vision",
-    "decompose rowform",
-    "reductions",
+    "decompose rowform ladder",
+    "reductions sweep",
     "equation kernel derive aot grouped recurrence linear_attention",
     "capture",
     "match inputs",
