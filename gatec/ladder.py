@@ -7,7 +7,6 @@ Operators on lists of tensors are one call for all of them; on a CPU the tensors
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +14,8 @@ import torch
 from torch import Tensor
 
 GROUP = 8  # steps that are reduced to one
-KEPT = 16  # levels that are kept for the next recurrence of their form
-LARGE = 2**16  # elements of a level that is not kept
+KEPT = 8  # levels that are kept for the next recurrence of their form
+Views = tuple[Tensor, ...]
 POOL: dict[Any, Level] = {}
 
 
@@ -34,10 +33,10 @@ class Level:
     first: Tensor
     before: Tensor
     after: Tensor
-    decays: Sequence[Tensor]
-    news: Sequence[Tensor]
-    states: Sequence[Tensor]
-    rest: tuple[Sequence[Tensor], Sequence[Tensor]] = ((), ())
+    decays: Views
+    news: Views
+    states: Views
+    rest: tuple[Views, Views] = ((), ())
     above: Level | None = None
 
     def solve(self, h0: Tensor | None) -> None:
@@ -67,8 +66,8 @@ def level(decay: Tensor, new: Tensor, reverse: bool) -> Level:
 
 
 def put_back(level: Level) -> None:
-    """Keep it for the next time, unless it is large, or another stream of a device may still work in it."""
-    if level.new.numel() > LARGE or level.new.device.type != "cpu":
+    """Keep it for the next time, unless another stream of a device may still work in it."""
+    if level.new.device.type != "cpu":
         return
     POOL[level.key] = level
     if len(POOL) > KEPT:
@@ -95,7 +94,7 @@ def built(key: Any, decay: Tensor, new: Tensor, reverse: bool) -> Level:
 # -- operators on lists ------------------------------------------------------------------------------------------------
 
 
-def chain(decays: Sequence[Tensor], states: Sequence[Tensor]) -> None:
+def chain(decays: Views, states: Views) -> None:
     """states[t] += decays[t] * states[t - 1], one after the other."""
     if len(states) > 1 and states[0].device.type == "cpu" and in_order():
         torch._foreach_addcmul_(states[1:], decays[1:], states[:-1])
@@ -104,7 +103,7 @@ def chain(decays: Sequence[Tensor], states: Sequence[Tensor]) -> None:
         state.addcmul_(decay, before)
 
 
-def multiply(product: Tensor, factors: Sequence[Tensor]) -> None:
+def multiply(product: Tensor, factors: Views) -> None:
     if product.device.type == "cpu" and in_order():
         torch._foreach_mul_([product] * len(factors), factors)
         return

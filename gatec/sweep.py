@@ -9,14 +9,13 @@ multiplied with is no number from there to the last state, and time is walked st
 from __future__ import annotations
 
 import cmath
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from gatec.ladder import GROUP, chain, level, multiply, put_back
+from gatec.ladder import GROUP, Views, chain, level, multiply, put_back
 
-BLOCK = 2**20  # elements that are worked on at a time, so that they stay in the cache
+BLOCK = 2**19  # elements that are worked on at a time, so that they stay in the cache
 LANES = 2**11  # as many are a step that no grouping makes faster
 NEAR = 2**15  # elements that are in the cache when they are read again
 
@@ -73,7 +72,7 @@ def walk(a: Tensor, b: Tensor, h0: Tensor | None, out: Tensor, reverse: bool) ->
     follow(decay[1:], new[1:], first, state[1:])
 
 
-def follow(decay: Sequence[Tensor], new: Sequence[Tensor], before: Tensor, state: Sequence[Tensor]) -> None:
+def follow(decay: Views, new: Views, before: Tensor, state: Views) -> None:
     """Each state from the one before."""
     for a, b, out in zip(decay, new, state, strict=True):
         before = torch.addcmul(b, a, before, out=out)
