@@ -38,13 +38,15 @@ from gatec.program import Edit  # noqa: E402
 from gatec.recurrence import linear_recurrence  # noqa: E402
 from gatec.report import Report, report  # noqa: E402
 from gatec.rerolling import reroll, reroll_  # noqa: E402
+from gatec.reverting import revert  # noqa: E402
 from gatec.site import Site  # noqa: E402
 from gatec.tuning import Tuning, tune  # noqa: E402
 
 __version__ = "0.1.0"
 __all__ = [  # noqa: RUF022 - in the order in which a reader meets them
     # what a user calls
-    "scan", "why", "convert", "convert_", "fuse", "fuse_", "reroll", "reroll_", "compact", "eject", "export", "save", "load",
+    "scan", "why", "convert", "convert_", "fuse", "fuse_", "reroll", "reroll_", "compact", "revert", "eject", "export",
+    "save", "load",
     "report", "gates", "explain", "kernels_of", "tune", "gate_parameters", "backend",
     # what comes back
     "Census", "Edit", "Explanation", "GatecError", "Refused", "Report", "Tuning",

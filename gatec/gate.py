@@ -37,6 +37,8 @@ class Gate:
     born      "neutral", or "drifts: ..." with what is given up
     drifts    for a gate that is neutral but for some options: what they give up, "" for the others
     closes    for `compact`: the units of a put gate that are closed, as a mask over the hidden layer
+    moved     for a birth that reorders the hidden units of the user's layers: which unit each of them was before;
+              `revert` puts them back and dense checkpoints are loaded in this order (None where none has moved)
     """
 
     before: tuple[Callable[..., Any], ...]
@@ -47,6 +49,7 @@ class Gate:
     born: str = "neutral"
     drifts: Callable[..., str] | None = None
     closes: Callable[..., Any] | None = None
+    moved: Callable[..., Any] | None = None
     cases: tuple[Case, ...] = ()
     home: str = ""
 

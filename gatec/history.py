@@ -13,6 +13,7 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 
 from gatec.errors import GatecError
+from gatec.rewrite.dense import all_fit
 
 VERSION = 1
 Model = TypeVar("Model", bound=nn.Module)
@@ -23,6 +24,17 @@ def remember(model: nn.Module, step: dict[str, Any], undo: list[Callable[[], Any
     before = vars(model).get("_gatec_history", ())
     vars(model)["_gatec_history"] = (*before, step)
     undo.append(lambda: vars(model).update(_gatec_history=before) if before else vars(model).pop("_gatec_history"))
+    if not before:
+        undo.append(model.register_load_state_dict_pre_hook(all_fit).remove)
+
+
+def forget(model: nn.Module) -> None:
+    """Take away what gatec keeps with a model: its history, its reports, its kernels, its look at what is loaded."""
+    for name in [n for n in vars(model) if n.startswith("_gatec_")]:
+        del vars(model)[name]
+    hooks = model._load_state_dict_pre_hooks
+    for key in [k for k, kept in hooks.items() if getattr(kept, "hook", None) is all_fit]:
+        del hooks[key]
 
 
 def history(model: nn.Module) -> tuple[dict[str, Any], ...]:

@@ -33,33 +33,29 @@ class Layer:
 
     @property
     def weight(self) -> Tensor:
-        rows: Tensor = _rows(_fetch(self.unit, self.spec.weight), self.spec)
-        return rows
+        found: Tensor = rows(_fetch(self.unit, self.spec.weight), self.spec)
+        return found
 
     @property
     def bias(self) -> Tensor | None:
-        return None if self.spec.bias is None else _fetch(self.unit, self.spec.bias)[slice(*_stop(self.spec))]
+        return None if self.spec.bias is None else _fetch(self.unit, self.spec.bias)[self.spec.outputs]
 
     def weight_node(self) -> Any:
         """The [out, in] weight inside the graph that is being written."""
-        return _rows(self._proxy(self.spec.weight), self.spec)
+        return rows(self._proxy(self.spec.weight), self.spec)
 
     def bias_node(self) -> Any:
-        return None if self.spec.bias is None else self._proxy(self.spec.bias)[slice(*_stop(self.spec))]
+        return None if self.spec.bias is None else self._proxy(self.spec.bias)[self.spec.outputs]
 
     def _proxy(self, path: str) -> Any:
         assert self.tracer is not None, "outside of `after` a layer has no graph"
         return value_of(self.tracer, path, _fetch(self.unit, path))
 
 
-def _rows(weight: Any, spec: Linear) -> Any:
-    rows = weight.t() if spec.transposed else weight
-    return rows[slice(*_stop(spec))] if spec.packed else rows
-
-
-def _stop(spec: Linear) -> tuple[int, int | None, int]:
-    start, stop, step = spec.rows
-    return start, (None if stop < 0 else stop), step
+def rows(weight: Any, spec: Linear) -> Any:
+    """The [out, in] view of the rows of `weight` that make the outputs of a layer."""
+    whole = weight.t() if spec.transposed else weight
+    return whole[spec.outputs] if spec.packed else whole
 
 
 def _fetch(unit: nn.Module, path: str) -> Tensor:

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from gatec.capture import unit_of
-from gatec.capture.unit import Unit, uninstall
+from gatec.capture.unit import Unit
 from gatec.errors import GatecError, Refused
 from gatec.match import Linear
 from gatec.match.terms import join
-from gatec.rewrite import Rewrite, site_name
+from gatec.rewrite import Rewrite, site_name, take_out
 from gatec.site import Site
 
 
@@ -109,29 +109,10 @@ def _forget(
     site: Site, unit: Unit, rewrite: Rewrite, rows: dict[str, set[int]], steps: list[Callable[[], Any]]
 ) -> None:
     """Take the gate out of the unit; a unit without rewrites is the user's module again."""
-    old, graphs, added = list(unit.rewrites), dict(unit.graphs), dict(unit.added)
-    kind = type(site.module)
-    steps.append(lambda: _restore(site.module, kind, unit, old, graphs, added))
-    for path in rewrite.added.values():
-        owner_path, _, name = path.rpartition(".")
-        owner = site.module.get_submodule(owner_path)
-        value = getattr(owner, name)
-        steps.append(lambda owner=owner, name=name, value=value: setattr(owner, name, value))  # type: ignore[misc]
-        delattr(owner, name)
-        unit.added.pop(name, None)
-    unit.rewrites = [r for r in old if r is not rewrite]
+    take_out(site.module, unit, [rewrite], steps)
     for other in (r for r in unit.rewrites if not r.only_fuses):
         steps.append(lambda r=other, layers=other.layers: setattr(r, "layers", layers))  # type: ignore[misc]
         other.layers = {**other.layers, **_moved(other.linears, rows)}
-    unit.graphs = {}
-    if not unit.edits:
-        uninstall(site.module)
-
-
-def _restore(module: nn.Module, kind: type[nn.Module], unit: Unit, rewrites: Any, graphs: Any, added: Any) -> None:
-    unit.rewrites, unit.graphs, unit.added = rewrites, graphs, added
-    module.__dict__["_gatec"] = unit
-    module.__class__ = kind
 
 
 def _moved(layers: dict[str, Linear], rows: dict[str, set[int]]) -> dict[str, Linear]:

@@ -89,6 +89,10 @@ def birth(site, up, act, down, gate=None, *, experts: int = 8, seed: int = 0, ca
         router.start(centres)
 
 
+def moved(site) -> Tensor:
+    return site.added_value("router").order
+
+
 def activations(site, up, act, gate, calibration) -> Tensor:
     """Co-activation features from the inputs that calibration data brings to this MLP."""
     seen = Coactivation(up.out_features)
@@ -151,7 +155,7 @@ def mlp() -> nn.Sequential:
 X = (torch.linspace(-2, 2, 32).reshape(4, 8),)
 ALL = {"experts": 4, "top_k": 4}
 GATE = Gate(
-    before=(places.dense, places.gated), after=after, check=check, birth=birth,
+    before=(places.dense, places.gated), after=after, check=check, birth=birth, moved=moved,
     born="drifts: every token sees only its top_k experts",
     cases=(
         Case("dense", mlp, X, options=ALL),

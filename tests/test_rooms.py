@@ -27,7 +27,7 @@ ROWS = [row.split() for row in [
     "routers",
     "lower scanning attending attending_on_cuda grouping",
     "pipeline",
-    "backend census moe compaction explain fusing rerolling ejection",
+    "backend census moe compaction explain fusing rerolling ejection reverting",
     "tuning",
     "gatec",
     "passes",

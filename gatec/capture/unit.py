@@ -18,6 +18,7 @@ from torch.nn.utils import parametrize
 from gatec.capture.around import spread
 from gatec.capture.changing import changing
 from gatec.capture.guards import SELF, Changed, Miss, bare, called, element, hold, writes
+from gatec.capture.loading import load
 from gatec.capture.outside import variable
 from gatec.capture.patches import answers
 from gatec.capture.record import Call
@@ -342,7 +343,8 @@ _CLASSES: dict[type[nn.Module], type[nn.Module]] = {}
 def rewritten_class(original: type[nn.Module]) -> type[nn.Module]:
     """The subclass whose forward runs the unit's graphs; named as the original, so that nobody who asks is surprised."""
     if original not in _CLASSES:
-        body = {"forward": _signed(original.forward), OWN: inside, "__reduce_ex__": _reduce, "__module__": original.__module__,
+        body = {"forward": _signed(original.forward), OWN: inside, "__reduce_ex__": _reduce,
+                "_load_from_state_dict": load, "__module__": original.__module__,
                 "__qualname__": original.__qualname__, "__doc__": original.__doc__}  # fmt: skip
         _CLASSES[original] = type(original.__name__, (original,), body)
     return _CLASSES[original]

@@ -35,6 +35,11 @@ class Linear:
         raise TypeError("a Linear is a description: inside `after`, call the layer that the site hands over")
 
     @property
+    def outputs(self) -> slice:
+        start, stop, step = self.rows
+        return slice(start, None if stop < 0 else stop, step)
+
+    @property
     def packed(self) -> bool:
         return self.out != self.width
 

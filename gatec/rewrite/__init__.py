@@ -2,8 +2,22 @@
 
 from gatec.rewrite.install import copied, installed
 from gatec.rewrite.put import put
+from gatec.rewrite.removal import take_out
 from gatec.rewrite.replay import NOWHERE, Rewrite, children_of
 from gatec.rewrite.spot import site_name
 from gatec.rewrite.undo import Undo, back
+from gatec.rewrite.units import put_back
 
-__all__ = ["NOWHERE", "Rewrite", "Undo", "back", "children_of", "copied", "installed", "put", "site_name"]
+__all__ = [
+    "NOWHERE",
+    "Rewrite",
+    "Undo",
+    "back",
+    "children_of",
+    "copied",
+    "installed",
+    "put",
+    "put_back",
+    "site_name",
+    "take_out",
+]

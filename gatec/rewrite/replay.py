@@ -14,9 +14,11 @@ from gatec.errors import Refused
 from gatec.gate import Gate
 from gatec.match import Canon, Flow, Linear, Match, Part, Term
 from gatec.match.terms import join
+from gatec.rewrite import dense
 from gatec.rewrite.install import copied
 from gatec.rewrite.splice import bound, carried, splice
 from gatec.rewrite.undo import Undo
+from gatec.rewrite.units import put_in_order
 from gatec.site import Site
 from gatec.tidy import dead, examples, inline
 
@@ -86,6 +88,24 @@ class Rewrite:
         """First values of what was added."""
         if self.gate.birth:
             self.gate.birth(site, **bound(self.gate, self.gate.birth, site, self.options))
+
+    def moved(self, site: Site) -> Any:
+        """Which unit each hidden unit of the layers was before birth; None where none has moved."""
+        gate = self.gate
+        return gate.moved and gate.moved(site, **bound(gate, gate.moved, site, self.options))
+
+    def fits(self, module: nn.Module, state: dict[str, Any], prefix: str) -> None:
+        dense.fits(state, prefix, module, self.linears)
+
+    def loads(self, module: nn.Module, state: dict[str, Any], prefix: str) -> None:
+        """Bring the part of a state dict that is about to be loaded into the form of the rewritten module, in place."""
+        self.fits(module, state, prefix)
+        if not dense.is_dense(state, prefix, module, self.added, self.layers):
+            return
+        order = self.moved(Site(module, "", module, self.match, added=self.added))
+        if order is not None:
+            put_in_order(state, prefix, self.linears, order)
+        state.update({prefix + name: value for name, value in dense.own(module, self.added)})
 
     def _enclosed(self, site: Site, graph: fx.Graph) -> Site:
         """At the boundary the values are what the module's call takes and gives."""

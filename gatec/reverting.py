@@ -1,0 +1,61 @@
+"""revert(): the user's own model again, with the values that its weights have now."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from torch import nn
+
+from gatec.capture import unit_of
+from gatec.errors import GatecError, Refused
+from gatec.history import forget, history
+from gatec.pipeline import copied
+from gatec.rewrite import Rewrite, put_back, take_out
+from gatec.shrink import named, site_of
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def revert(model: Model) -> Model:
+    """A copy of `model` without anything that gatec put in: its own classes, its own names, to the bit what it was.
+
+    After training it has the trained weights, in their original order. What gates have learned is gone with them
+    (`gatec.merge` folds it into the weights). Raises GatecError where a pass cannot be undone, in words.
+    """
+    steps = history(model)
+    if not any(unit_of(m) for m in model.modules()):
+        raise GatecError(
+            "a model that gatec has rewritten", found=type(model).__name__, hint='gatec.convert(model, "glu")'
+        )
+    cut = [site for step in steps for site in step.get("compact", ())]
+    if cut:
+        raise GatecError("a model with all its hidden units", found="compact has removed units", where=cut[0] or "(model)",
+                         hint="keep the model from before gatec.compact")  # fmt: skip
+    model = copied(model)
+    units = [(p, m, u) for p, m in model.named_modules() if (u := unit_of(m))]
+    for path, module, unit in reversed(units):
+        for edit in reversed(unit.edits):
+            _undone(model, path, edit)
+        take_out(module, unit, unit.edits, [])
+    for module in model.modules():
+        forget(module)
+    return model
+
+
+def _undone(model: nn.Module, path: str, edit: Any) -> None:
+    """Move the weights back that the birth of an edit has moved."""
+    if not isinstance(edit, Rewrite):
+        return
+    if edit.gate.birth and edit.gate.moved is None:
+        raise _stays(path, edit, "its birth may have changed weights, and it does not say how (Gate(moved=...))")
+    try:
+        order = edit.moved(site_of(model, path, edit, {}))
+    except Refused as e:
+        raise _stays(path, edit, str(e)) from None
+    if order is not None:
+        put_back(model.get_submodule(path), edit.linears, order)
+
+
+def _stays(path: str, edit: Rewrite, why: str) -> GatecError:
+    return GatecError(f"a pass that can be taken out again, as {edit.name} cannot", found=why, where=named(path, edit) or "(model)",
+                      hint="keep the model from before the conversion")  # fmt: skip

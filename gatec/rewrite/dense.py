@@ -1,0 +1,57 @@
+"""State dicts of the user's own model, loaded into a rewritten one: moved into its order, its gates as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+from gatec.capture import unit_of
+from gatec.errors import GatecError
+from gatec.layers import attribute
+from gatec.match import Linear, Part
+from gatec.match.terms import join
+from gatec.rewrite.units import moving
+
+Layers = dict[str, Linear | Part]
+
+
+def own(module: nn.Module, added: dict[str, str]) -> Iterator[tuple[str, Tensor]]:
+    """What a rewrite added to its unit, as a state dict of the unit names it."""
+    for path in added.values():
+        value = attribute(module, path)
+        if isinstance(value, nn.Module):
+            yield from ((f"{path}.{n}", v) for n, v in value.state_dict(keep_vars=True).items())
+        else:
+            yield path, value
+
+
+def is_dense(state: dict[str, Any], prefix: str, module: nn.Module, added: dict[str, str], layers: Layers) -> bool:
+    """Whether a state dict has tensors of these layers, and nothing of what was added to them."""
+    held = any(key == start or key.startswith(f"{start}.") for start in _starts(prefix, layers) for key in state)
+    return held and not any(prefix + name in state for name, _ in own(module, added))
+
+
+def _starts(prefix: str, layers: Layers) -> Iterator[str]:
+    for spec in layers.values():
+        yield (prefix + spec.weight).removesuffix(".")
+
+
+def fits(state: dict[str, Any], prefix: str, module: nn.Module, layers: dict[str, Linear]) -> None:
+    """Raise where the tensors of these layers have other sizes than the module's."""
+    for _, _, path in moving(layers):
+        value, mine = state.get(prefix + path), attribute(module, path)
+        if isinstance(value, Tensor) and value.shape != mine.shape:
+            raise GatecError("a state dict that fits the rewritten model", where=prefix + path,
+                             found=f"{list(value.shape)} for {list(mine.shape)}; nothing was loaded",
+                             hint="load a model of the same configuration")  # fmt: skip
+
+
+def all_fit(model: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Before anything is loaded into a model: what goes into its rewritten modules has to fit."""
+    for path, module in model.named_modules():
+        unit = unit_of(module)
+        for edit in unit.edits if unit else ():
+            if not edit.only_fuses:
+                edit.fits(module, state, prefix + join(path, ""))
