@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_model, save_model
 from torch import nn
 
+from gatec import storing
 from gatec.errors import GatecError
 from gatec.rewrite.dense import all_fit
 
@@ -41,8 +43,12 @@ def history(model: nn.Module) -> tuple[dict[str, Any], ...]:
     return tuple(vars(model).get("_gatec_history", ()))
 
 
-def save(model: nn.Module, folder: str | Path) -> Path:
-    """Write recipe.json (the edits, their options and sites, versions) and model.safetensors into `folder`."""
+def save(model: nn.Module, folder: str | Path, *, shard: int = 5 * 2**30) -> Path:
+    """Write recipe.json (the edits, their options and sites, versions) and the tensors as safetensors into `folder`.
+
+    Tensors of more than `shard` bytes together go into several files with an index. Everything is written beside what is
+    there and then put in its place, so that an interrupted save leaves an earlier one as it was.
+    """
     steps = history(model)
     if not steps:
         raise GatecError(
@@ -51,9 +57,29 @@ def save(model: nn.Module, folder: str | Path) -> Path:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     recipe = {"version": VERSION, "torch": torch.__version__, "model": type(model).__name__, "steps": list(steps)}
-    (folder / "recipe.json").write_text(json.dumps(recipe, indent=1) + "\n")
-    save_model(model, str(folder / "model.safetensors"))
+    aside = Path(tempfile.mkdtemp(prefix=".gatec-", dir=folder))
+    try:
+        storing.write(model, aside, _mark(recipe["steps"]), shard)
+        (aside / "recipe.json").write_text(json.dumps(recipe, indent=1) + "\n")
+        _replace(folder, aside)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
     return folder
+
+
+def _mark(steps: Any) -> str:
+    """What says which recipe tensors belong to."""
+    return hashlib.sha256(json.dumps(steps, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _replace(folder: Path, aside: Path) -> None:
+    """New files in place of those of an earlier save, the recipe last."""
+    new = {f.name for f in aside.iterdir()} - {"recipe.json"}
+    for name in sorted(new):
+        (aside / name).replace(folder / name)
+    for old in storing.written(folder) - new:
+        (folder / old).unlink()
+    (aside / "recipe.json").replace(folder / "recipe.json")
 
 
 def read(folder: str | Path) -> list[dict[str, Any]]:
@@ -89,18 +115,13 @@ def _sound(step: dict[str, Any]) -> bool:
 
 
 def fill(model: Model, folder: str | Path) -> Model:
-    """Load the tensors of a saved folder into a model that has its structure."""
-    file = Path(folder) / "model.safetensors"
-    if not file.is_file():
-        raise GatecError("a folder that gatec.save wrote", found=f"no {file}", hint="gatec.save(model, folder)")
-    try:
-        load_model(model, str(file))
-    except (RuntimeError, SafetensorError) as e:
-        raise GatecError("tensors that fit the rewritten model", found=" ".join(str(e).split())[:240], where=str(file),
-                         hint="load into a fresh model of the same configuration") from None  # fmt: skip
+    """Load the tensors of a saved folder into a model that has its structure; all of them, or none."""
+    if storing.look(Path(folder))[1] - {_mark(read(folder))}:
+        raise GatecError("a recipe and tensors of one save", found="tensors of another recipe", where=str(folder),
+                         hint="save again: an earlier save was interrupted, or files were mixed")  # fmt: skip
+    storing.fill(model, Path(folder))
     return model
 
 
 def shapes(folder: str | Path) -> dict[str, tuple[int, ...]]:
-    with safe_open(str(Path(folder) / "model.safetensors"), "pt") as f:
-        return {name: tuple(f.get_slice(name).get_shape()) for name in f.keys()}  # noqa: SIM118 - not a dict
+    return storing.look(Path(folder))[0]

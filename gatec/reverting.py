@@ -23,14 +23,14 @@ def revert(model: Model) -> Model:
     (`gatec.merge` folds it into the weights). Raises GatecError where a pass cannot be undone, in words.
     """
     steps = history(model)
-    if not any(unit_of(m) for m in model.modules()):
-        raise GatecError(
-            "a model that gatec has rewritten", found=type(model).__name__, hint='gatec.convert(model, "glu")'
-        )
     cut = [site for step in steps for site in step.get("compact", ())]
     if cut:
         raise GatecError("a model with all its hidden units", found="compact has removed units", where=cut[0] or "(model)",
                          hint="keep the model from before gatec.compact")  # fmt: skip
+    if not any(unit_of(m) for m in model.modules()):
+        raise GatecError(
+            "a model that gatec has rewritten", found=type(model).__name__, hint='gatec.convert(model, "glu")'
+        )
     model = copied(model)
     units = [(p, m, u) for p, m in model.named_modules() if (u := unit_of(m))]
     for path, module, unit in reversed(units):

@@ -19,7 +19,7 @@ ROWS = [row.split() for row in [
     "verify tidy recognise projections",
     "rewrite",
     "kernels regions dispatch autograd",
-    "roofline reroll",
+    "roofline reroll storing",
     "catalog onnx report history shrink trail",
     "making",
     "keeping pieces",

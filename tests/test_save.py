@@ -210,3 +210,53 @@ def test_a_model_that_was_not_rewritten(tmp_path):
     with pytest.raises(gatec.GatecError, match=r"^gatec: a model that gatec has rewritten\n  found Sequential\n"):
         gatec.save(mlp(), tmp_path / "never")
     assert not (tmp_path / "never").exists()
+
+
+# -- what a save leaves behind ------------------------------------------------------------------------------------------
+
+
+def test_large_models_are_saved_in_shards(tmp_path):
+    model = moved(gatec.convert(load("transformers:llama?tie_word_embeddings=True"), "moe(experts=4,top_k=2)"))
+    gatec.save(model, tmp_path / "whole")
+    folder = gatec.save(model, tmp_path / "parts", shard=20_000)
+    shards = sorted(folder.glob("model-*.safetensors"))
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    assert len(shards) > 2 and set(index["weight_map"].values()) == {f.name for f in shards}
+    assert "lm_head.weight" not in index["weight_map"]  # tied to the embedding: written once
+    again = gatec.load(folder, load("transformers:llama?tie_word_embeddings=True"))
+    assert all(torch.equal(v, model.state_dict()[n]) for n, v in again.state_dict().items())
+    gatec.save(again, tmp_path / "whole")
+    gatec.save(again, folder)
+    assert sorted(f.name for f in folder.iterdir()) == ["model.safetensors", "recipe.json"]
+    gatec.save(again, tmp_path / "whole", shard=20_000)
+    assert not (tmp_path / "whole" / "model.safetensors").exists()
+    shards[0].unlink(missing_ok=True)
+    one = next((tmp_path / "whole").glob("model-00001*"))
+    one.unlink()
+    with pytest.raises(gatec.GatecError, match=r"^gatec: a folder that gatec.save wrote\n  found no .*model-00001-of-"):
+        gatec.load(tmp_path / "whole", load("transformers:llama?tie_word_embeddings=True"))
+
+
+@pytest.mark.parametrize("at", ["tensors", "recipe"])
+def test_an_interrupted_save_leaves_the_earlier_one(tmp_path, monkeypatch, at):
+    model = moved(gatec.convert(mlp(), "moe(experts=4,top_k=2)", inputs=X))
+    gatec.save(model, tmp_path)
+    before = {f.name: f.read_bytes() for f in tmp_path.iterdir()}
+
+    def full(*_, **__):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(*(("gatec.storing.save_file", full) if at == "tensors" else ("pathlib.Path.write_text", full)))
+    with pytest.raises(OSError, match="No space left"):
+        gatec.save(gatec.convert(mlp(), "glu", inputs=X), tmp_path)
+    assert {f.name: f.read_bytes() for f in tmp_path.iterdir()} == before
+
+
+def test_tensors_of_another_recipe_are_refused(tmp_path):
+    one = gatec.save(gatec.convert(mlp(), "moe(experts=4,top_k=2)", inputs=X), tmp_path / "one")
+    two = gatec.save(gatec.convert(mlp(), "moe(experts=4,top_k=3)", inputs=X), tmp_path / "two")
+    (two / "recipe.json").replace(one / "recipe.json")
+    with pytest.raises(
+        gatec.GatecError, match=r"^gatec: a recipe and tensors of one save\n  found tensors of another recipe"
+    ):
+        gatec.load(one, other(), inputs=X)

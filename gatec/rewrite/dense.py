@@ -11,7 +11,6 @@ from gatec.capture import unit_of
 from gatec.errors import GatecError
 from gatec.layers import attribute
 from gatec.match import Linear, Part
-from gatec.match.terms import join
 from gatec.rewrite.units import moving
 
 Layers = dict[str, Linear | Part]
@@ -54,4 +53,4 @@ def all_fit(model: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> No
         unit = unit_of(module)
         for edit in unit.edits if unit else ():
             if not edit.only_fuses:
-                edit.fits(module, state, prefix + join(path, ""))
+                edit.fits(module, state, f"{prefix}{path}." if path else prefix)
