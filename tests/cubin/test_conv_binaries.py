@@ -1,12 +1,9 @@
 """Convolution kernels compile for GPUs that are not here, without spills."""
 
-import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from test_pointwise_binaries import SCRIPT, run
 
 from gatec.derive import derive
 from gatec.kernels.conv import Plan, render
@@ -28,7 +25,7 @@ def activated(x):
     return torch.tanh(x)
 
 
-def written(name: str, dtype: torch.dtype, folder: Path) -> str:
+def written(name: str, dtype: torch.dtype, folder: Path) -> tuple[Path, list[str]]:
     shapes, order, axes, shifts = PLANS[name]
     if name == "causal":
         shapes = ((4, 256, 512), *shapes[1:])
@@ -40,17 +37,14 @@ def written(name: str, dtype: torch.dtype, folder: Path) -> str:
     assert not complaints(source)
     file = folder / f"{name}_{str(dtype)[6:]}.py"
     file.write_text(source)
-    return f"{file} {{}} {' '.join('x'.join(map(str, s)) for s in shapes)}"
+    return file, ["x".join(map(str, s)) for s in shapes]
 
 
 @pytest.mark.parametrize("target", ["sm_90", "gfx942"])
-def test_compiles_without_spills(target, tmp_path):
-    pairs = [(n, torch.bfloat16) for n in PLANS] + [("causal", torch.float32)]
-    lines = [written(n, d, tmp_path).format(target) for n, d in pairs]
-    answers = run([sys.executable, "-c", SCRIPT], "\n".join(lines)).splitlines()
-    assert len(answers) == len(lines)
-    for answer in answers:
-        binaries = json.loads(answer)
+def test_compiles_without_spills(target, tmp_path, binaries_of):
+    for name, dtype in [(n, torch.bfloat16) for n in PLANS] + [("causal", torch.float32)]:
+        file, shapes = written(name, dtype, tmp_path)
+        binaries = binaries_of(file, target, shapes)
         assert [b["kernel"].rpartition("_")[2] for b in binaries] == ["forward", "slopes", "sums", "inputs"]
         for binary in binaries:
             assert binary["spills"] == binary["stack"] == 0 and binary["registers"] <= 168, binary

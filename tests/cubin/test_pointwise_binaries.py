@@ -14,21 +14,7 @@ from gatec.aot import surroundings, wide
 from gatec.derive import derive
 from gatec.kernels.pointwise import render
 
-DTYPES = [torch.bfloat16, torch.float16, torch.float32]
-# One process for each type: starting triton costs more than compiling a kernel.
-SCRIPT = """
-import json, sys
-from dataclasses import asdict
-from pathlib import Path
-import torch
-from gatec import settings
-from gatec.aot import compiled, operand, read
-for line in sys.stdin:
-    file, target, *shapes = line.split()
-    module = read(Path(file))
-    operands = [operand(s, d) for s, d in zip(shapes, module.DTYPES, strict=True)]
-    print(json.dumps([asdict(b) for b in compiled(module, operands, target)]))
-"""
+DTYPES = [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.sweep), torch.float32]
 
 
 def shape_text(shape: tuple[int, ...]) -> str:
@@ -58,25 +44,21 @@ def written(region: Region, dtype: torch.dtype, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_compiles_without_spills_and_loads_wide(dtype: torch.dtype, tmp_path: Path) -> None:
+def test_compiles_without_spills_and_loads_wide(dtype: torch.dtype, tmp_path: Path, binaries_of) -> None:
     # All of them where the bar is highest. The other types and the other vendor's slow compiler see
     # the same text, so every third region shows that they do no worse.
-    brief, lines = dtype != torch.bfloat16, []
+    brief = dtype != torch.bfloat16
     for i, region in enumerate(filter(fits, REGIONS)):
         if brief and i % 3:
             continue
-        file, shapes = written(region, dtype, tmp_path), " ".join(map(shape_text, region.shapes))
-        targets = ("sm_90",) if brief or i % 3 else ("sm_90", "gfx942")
-        lines += [f"{file} {target} {shapes}" for target in targets]
-    answers = run([sys.executable, "-c", SCRIPT], "\n".join(lines)).splitlines()
-    assert len(answers) == len(lines)
-    for line, answer in zip(lines, answers, strict=True):
-        for binary in json.loads(answer):
-            assert binary["spills"] == binary["stack"] == 0, binary
-            assert binary["registers"] <= 128, binary
-            if "outer" not in line:
-                assert wide(binary["instructions"], "load") >= 1, binary
-                assert wide(binary["instructions"], "store") >= 1, binary
+        file, shapes = written(region, dtype, tmp_path), list(map(shape_text, region.shapes))
+        for target in ("sm_90",) if brief or i % 3 else ("sm_90", "gfx942"):
+            for binary in binaries_of(file, target, shapes):
+                assert binary["spills"] == binary["stack"] == 0, binary
+                assert binary["registers"] <= 128, binary
+                if "outer" not in region.name:
+                    assert wide(binary["instructions"], "load") >= 1, binary
+                    assert wide(binary["instructions"], "store") >= 1, binary
 
 
 def test_command_line_on_packed_halves(tmp_path: Path) -> None:
