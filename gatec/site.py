@@ -104,7 +104,7 @@ class Site:
         free = name if not hasattr(owner, name) else f"{near.path.rpartition('.')[2]}_{name}"
         if hasattr(owner, free):
             raise Refused(f"{type(owner).__name__} already has an attribute {free}")
-        setattr(owner, free, value)
+        setattr(owner, free, value.train(owner.training) if isinstance(value, nn.Module) else value)
         self.undo.append(lambda: delattr(owner, free))
         return join(path, free)
 

@@ -19,7 +19,6 @@ from gatec import (
     Gate,
     GatecError,
     balanced_clusters,
-    grouped_linear,
     order,
     pairs_of,
     places,
@@ -42,10 +41,9 @@ def check(site, up, down, gate=None, *, experts: int = 8, top_k: int = 2, router
         site.movable(name)
 
 
-def after(
-    site, x, up, act, down, gate=None, *, experts: int = 8, top_k: int = 2, router: str = "softmax", hidden: int = 0
-):
-    route = site.add("router", lambda: new_router(site, up, experts, top_k, router, hidden), near=up)
+def after(site, x, up, act, down, gate=None, *, experts: int = 8, top_k: int = 2, router: str = "softmax",
+          hidden: int = 0, tasks: int = 1):  # fmt: skip
+    route = site.add("router", lambda: new_router(site, up, router, experts, top_k, hidden, tasks), near=up)
     flat = x.reshape(-1, up.in_features)
     pairs = pairs_of(route(flat), site.added_value("router"))
     rows = pairs.gather(flat)
@@ -54,7 +52,7 @@ def after(
         inner = inner * expert_linear(up, rows, pairs, experts)
     if site.dropout:
         inner = F.dropout(inner, site.dropout, True)
-    out = grouped_linear(inner, down.weight_node().unflatten(1, (experts, -1)).permute(1, 0, 2), pairs.ends)
+    out = pairs.linear(inner, down.weight_node().unflatten(1, (experts, -1)).permute(1, 0, 2))
     y = pairs.combine(out, flat)
     bias = down.bias_node()
     y = y if bias is None else y + bias
@@ -62,14 +60,14 @@ def after(
 
 
 def expert_linear(layer, rows, pairs, experts: int):
-    out = grouped_linear(rows, layer.weight_node().unflatten(0, (experts, -1)), pairs.ends)
     bias = layer.bias_node()
-    return out if bias is None else out + bias.unflatten(0, (experts, -1))[pairs.expert]
+    bias = None if bias is None else bias.unflatten(0, (experts, -1))
+    return pairs.linear(rows, layer.weight_node().unflatten(0, (experts, -1)), bias)
 
 
-def new_router(site, up, experts: int, top_k: int, kind: str, hidden: int):
+def new_router(site, up, kind: str, experts: int, top_k: int, hidden: int, tasks: int):
     like = site.like(up)
-    router = router_named(kind)(up.in_features, experts, top_k, hidden=hidden, **like)
+    router = router_named(kind)(up.in_features, experts, top_k, hidden=hidden, tasks=tasks, **like)
     router.register_buffer("order", torch.arange(up.out_features, device=like["device"]))
     return router
 
@@ -87,6 +85,8 @@ def birth(site, up, act, down, gate=None, *, experts: int = 8, seed: int = 0, ca
         router.order.copy_(units)
         centres = F.normalize((gate or up).weight.float(), dim=1).unflatten(0, (experts, -1)).mean(1)
         router.start(centres)
+    if router.kept:
+        site.note(router.kept)
 
 
 def moved(site) -> Tensor:

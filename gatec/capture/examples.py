@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from gatec.capture.guards import SELF, writes
 from gatec.capture.record import Call, untouched
-from gatec.capture.spies import looked_into, shape
+from gatec.capture.spies import looked_into, shape, without_data
 from gatec.capture.state import restore
 from gatec.capture.structure import PLAIN
 from gatec.capture.values import Value
@@ -40,7 +40,7 @@ def pretending(mode: FakeTensorMode) -> Iterator[None]:
     cached = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)
     try:
-        with mode, torch.no_grad():
+        with mode, torch.no_grad(), without_data():
             yield
     finally:
         torch.set_autocast_cache_enabled(cached)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 import types
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -89,7 +90,18 @@ def refill(value: Any, copy: Any) -> None:
 
 def tracing() -> bool:
     """Whether this thread is in the middle of a trace, where modules are also called on tensors without data."""
-    return getattr(_CURRENT, "tracer", None) is not None
+    return getattr(_CURRENT, "tracer", None) is not None or getattr(_CURRENT, "pretends", False)
+
+
+@contextmanager
+def without_data() -> Iterator[None]:
+    """Inside, modules are called on tensors without data."""
+    before = getattr(_CURRENT, "pretends", False)
+    _CURRENT.pretends = True
+    try:
+        yield
+    finally:
+        _CURRENT.pretends = before
 
 
 def _listener(name: str) -> Any:

@@ -1,6 +1,22 @@
 """Mixtures of experts: routers, and the way of tokens to their experts and back."""
 
+import gatec.moe.fixed
+import gatec.moe.masked  # noqa: F401 - both make their routers known
+from gatec.moe.balance import losses, task
+from gatec.moe.health import Health, health, watching
 from gatec.moe.pairs import Pairs, pairs_of
-from gatec.moe.routers import ROUTERS, Router, router_named
+from gatec.moe.router import ROUTERS, Router, router, router_named
 
-__all__ = ["ROUTERS", "Pairs", "Router", "pairs_of", "router_named"]
+__all__ = [
+    "ROUTERS",
+    "Health",
+    "Pairs",
+    "Router",
+    "health",
+    "losses",
+    "pairs_of",
+    "router",
+    "router_named",
+    "task",
+    "watching",
+]

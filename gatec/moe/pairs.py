@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from gatec.moe.routers import Router
+from gatec.grouped import grouped_linear
+from gatec.moe.router import Router
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class Pairs:
     ends     where each expert's pairs end
     weight   what each pair counts, [pairs, 1]
     back     where the pairs of each token are, [tokens * top_k]; None where tokens differ in how many they have
+    live     which pairs there are, [pairs, 1], where their number depends on values and room is made for the most
     """
 
     token: Any
@@ -26,10 +28,16 @@ class Pairs:
     ends: Any
     weight: Any
     back: Any = None
+    live: Any = None
     top_k: int = 0
 
     def gather(self, x: Any) -> Any:
-        return x[self.token]
+        return self._only_live(x[self.token])
+
+    def linear(self, rows: Any, weight: Any, bias: Any = None) -> Any:
+        """Each pair through the layer of its expert: weight[experts, out, in], bias[experts, out]."""
+        out = self._only_live(grouped_linear(rows, weight, self.ends))
+        return out if bias is None else out + bias[self.expert]
 
     def combine(self, out: Any, x: Any) -> Any:
         """The sum of each token's pairs, in the shape of x[tokens, width]."""
@@ -38,15 +46,22 @@ class Pairs:
             return torch.zeros_like(x).index_add(0, self.token, out)
         return out[self.back].unflatten(0, (-1, self.top_k)).sum(1)
 
+    def _only_live(self, rows: Any) -> Any:
+        """Rows behind the last end hold nothing, and neither do their gradients."""
+        return rows if self.live is None else torch.where(self.live, rows, 0.0)
+
 
 def pairs_of(routed: Any, router: Router) -> Pairs:
     """Of what a router gives."""
     if router.fixed:
         return _of_fixed(routed[0], routed[1], router)
     chosen = routed.t() != 0
-    found = chosen.nonzero()
-    expert, token = found[:, 0], found[:, 1]
-    return Pairs(token, expert, chosen.sum(1).cumsum(0), routed[token, expert].unsqueeze(-1))
+    numbers = chosen.new_ones(router.experts, 1, dtype=torch.long).cumsum(0) - 1
+    expert, order = torch.sort(torch.where(chosen, numbers, router.experts).flatten(), stable=True)
+    ends = chosen.sum(1).cumsum(0)
+    live = (expert < router.experts).unsqueeze(-1)
+    weight = routed.t().flatten()[order].unsqueeze(-1)
+    return Pairs(order % routed.shape[0], expert.clamp(max=router.experts - 1), ends, weight, live=live)
 
 
 def _of_fixed(chosen: Any, weight: Any, router: Router) -> Pairs:
@@ -54,4 +69,4 @@ def _of_fixed(chosen: Any, weight: Any, router: Router) -> Pairs:
     numbers = expert.new_ones(router.experts).cumsum(0) - 1
     ends = (expert.unsqueeze(-1) <= numbers).sum(0)
     weight = weight.flatten()[order].unsqueeze(-1)
-    return Pairs(order // router.top_k, expert, ends, weight, torch.argsort(order), router.top_k)
+    return Pairs(order // router.top_k, expert, ends, weight, torch.argsort(order), top_k=router.top_k)

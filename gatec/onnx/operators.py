@@ -69,8 +69,15 @@ def sparse_experts(x: ir.Value, weight: ir.Value, ends: ir.Value) -> ir.Value:
     for stop, matrix in zip(stops, matrices, strict=True):
         products.append(op.MatMul(op.Slice(x, start, stop, rows), op.Squeeze(matrix, rows)))
         start = stop
-    out: ir.Value = op.Concat(*products, axis=0)
+    out: ir.Value = op.Concat(*products, nothing(x, start, int(weight.shape[1])), axis=0)  # type: ignore[arg-type]
     return out
+
+
+def nothing(x: ir.Value, start: ir.Value, width: int) -> ir.Value:
+    """Zeros for the rows behind the last expert's."""
+    rows = op.Sub(op.Shape(x, start=0, end=1), start)
+    zeros: ir.Value = op.ConstantOfShape(op.Concat(rows, op.Constant(value_ints=[width]), axis=0))
+    return zeros
 
 
 def split(value: Any, parts: int) -> Sequence[Any]:
