@@ -1,7 +1,8 @@
-"""Short recurrences h[t] = a[t] * h[t-1] + b[t] in memory of their own, whose views are made once and used again.
+"""The states before each step of a recurrence h[t] = a[t] * h[t-1] + b[t], by halving it, in memory of its own.
 
-On a CPU a short recurrence takes as long as its operators take to call, and a view half as long as an operator.
-Operators on lists of tensors are one call for all of them; on a CPU the tensors follow each other.
+Two steps are one step, so that half as many remain; where few do, they follow each other. Then each level gives every
+second state of the one before, and finds those between. On a CPU the views of all levels are made once and used again,
+because a view takes half as long as an operator of a short recurrence.
 """
 
 from __future__ import annotations
@@ -13,89 +14,93 @@ from typing import Any
 import torch
 from torch import Tensor
 
-GROUP = 8  # steps that are reduced to one
-KEPT = 8  # levels that are kept for the next recurrence of their form
+FEW = 16  # steps that are not halved
+KEPT = 8  # ladders that are kept for the next recurrence of their form
 Views = tuple[Tensor, ...]
-POOL: dict[Any, Level] = {}
+POOL: dict[Any, Ladder] = {}
 
 
 @dataclass(frozen=True)
-class Level:
-    """A recurrence of `decay` and `new`: its states, and the states `before` each step. Solving it changes `new`.
+class Ladder:
+    """A recurrence of `decay` and `new`, and the states `before` its steps, `first` among them.
 
-    decays, news, states    views of all steps; where there is a level above, of the same step in every group
-    rest                    decays and states from the end of the last whole group on
+    up     of each level the decays and new parts of first and second steps, and of both as one step
+    down   of each level the states that are found, and what they are found from: new parts, decays, states before
     """
 
     key: Any
     decay: Tensor
     new: Tensor
-    first: Tensor
     before: Tensor
-    after: Tensor
-    decays: Views
-    news: Views
-    states: Views
-    rest: tuple[Views, Views] = ((), ())
-    above: Level | None = None
+    first: Tensor
+    up: tuple[Views, ...]
+    few: tuple[Views, Views]
+    rest: tuple[Tensor, Tensor] | None
+    down: tuple[Views, ...]
 
     def solve(self, h0: Tensor | None) -> None:
+        for a, a2, b, b2, decay, new in self.up:
+            torch.mul(a, a2, out=decay)
+            torch.addcmul(b2, a2, b, out=new)
         self.first.zero_() if h0 is None else self.first.copy_(h0)
-        self.after.copy_(self.new)
-        before = self.first
-        if self.above is not None:
-            torch.mul(self.decays[0], self.decays[1], out=self.above.decay)
-            multiply(self.above.decay, self.decays[2:])
-            chain(self.decays, self.news)
-            self.above.solve(h0)
-            before = self.above.before
-        self.states[0].addcmul_(self.decays[0], before)
-        chain(self.decays, self.states)
-        if self.rest[0]:
-            chain(*self.rest)
+        if self.rest is not None:
+            self.rest[0].copy_(self.rest[1])
+            chain(*self.few)
+        for state, b, a, before in self.down:
+            torch.addcmul(b, a, before, out=state)
 
 
-def level(decay: Tensor, new: Tensor, reverse: bool) -> Level:
-    """Room for a recurrence whose operands have these forms; a kept one is out of the pool while it is in use."""
-    key = (decay.shape, new.shape, new.dtype, new.device, reverse)
+def ladder(decay: Tensor, new: Tensor, count: int, reverse: bool) -> Ladder:
+    """Room for `count` states before steps of this form; a kept one is out of the pool while it is in use."""
+    key = (decay.shape, new.shape, count, new.dtype, new.device, reverse)
     found = POOL.pop(key, None)
     if found is None:
         with torch.inference_mode(False):  # tensors of inference mode can be written to in no other
-            found = built(key, new.new_empty(decay.shape), new.new_empty(new.shape), reverse)
+            found = built(key, new.new_empty(decay.shape), new.new_empty(new.shape), count, reverse)
     return found
 
 
-def put_back(level: Level) -> None:
+def put_back(used: Ladder) -> None:
     """Keep it for the next time, unless another stream of a device may still work in it."""
-    if level.new.device.type != "cpu":
+    if used.new.device.type != "cpu":
         return
-    POOL[level.key] = level
+    POOL[used.key] = used
     if len(POOL) > KEPT:
         POOL.pop(next(iter(POOL)), None)
 
 
-def built(key: Any, decay: Tensor, new: Tensor, reverse: bool) -> Level:
-    steps = len(new)
-    edge = new.new_empty((steps + 1, *new.shape[1:]))
-    first, before, after = (edge[-1], edge[1:], edge[:-1]) if reverse else (edge[0], edge[:-1], edge[1:])
+def built(key: Any, decay: Tensor, new: Tensor, count: int, reverse: bool) -> Ladder:
+    whole = before = new.new_empty((count, *new.shape[1:]))
+    up, down = [], list[Views]()
+    a, b = (begin(x, count - 1, reverse) for x in (decay, new))
+    while count > FEW:
+        pairs = (count - 1) // 2
+        (a, a2), (b, b2), (before, between) = (halves(x, reverse) for x in (a, b, before))
+        down.append((between, b, a, begin(before, count // 2, reverse)))
+        one = [x.new_empty((pairs, *x.shape[1:])) for x in (a, b)]
+        up.append((begin(a, pairs, reverse), a2, begin(b, pairs, reverse), b2, *one))
+        (a, b), count = one, pairs + 1
     order = slice(None, None, -1) if reverse else slice(None)
-    parts = decay, new, after
-    decays, news, states = (x.unbind(0)[order] for x in parts)
-    if steps < 4 * GROUP:
-        return Level(key, decay, new, first, before, after, decays, news, states)
-    whole = steps - steps % GROUP
-    rest = decays[whole - 1 :], states[whole - 1 :]
-    span = slice(steps - whole, None) if reverse else slice(whole)
-    decays, news, states = (x[span].unflatten(0, (whole // GROUP, GROUP)).unbind(1)[order] for x in parts)
-    above = built(None, new.new_empty(decays[0].shape), news[-1], reverse)
-    return Level(key, decay, new, first, before, after, decays, news, states, rest, above)
+    states, decays = before.unbind(0)[order], a.unbind(0)[order]
+    rest = (before[:-1] if reverse else before[1:], b) if count > 1 else None
+    few = (states[:1] + decays, states)
+    return Ladder(key, decay, new, whole, states[0], tuple(up), few, rest, tuple(reversed(down)))
 
 
-# -- operators on lists ------------------------------------------------------------------------------------------------
+def halves(x: Tensor, reverse: bool) -> tuple[Tensor, Tensor]:
+    """Every first and every second step."""
+    return (x[(len(x) - 1) % 2 :: 2], x[len(x) % 2 :: 2]) if reverse else (x[::2], x[1::2])
+
+
+def begin(x: Tensor, count: int, reverse: bool) -> Tensor:
+    """The steps that come first."""
+    if len(x) == count:
+        return x
+    return x[len(x) - count :] if reverse else x[:count]
 
 
 def chain(decays: Views, states: Views) -> None:
-    """states[t] += decays[t] * states[t - 1], one after the other."""
+    """states[t] += decays[t] * states[t - 1], one after the other; the first decay is not used."""
     if len(states) > 1 and states[0].device.type == "cpu" and in_order():
         torch._foreach_addcmul_(states[1:], decays[1:], states[:-1])
         return
@@ -103,17 +108,9 @@ def chain(decays: Views, states: Views) -> None:
         state.addcmul_(decay, before)
 
 
-def multiply(product: Tensor, factors: Views) -> None:
-    if product.device.type == "cpu" and in_order():
-        torch._foreach_mul_([product] * len(factors), factors)
-        return
-    for factor in factors:
-        product.mul_(factor)
-
-
 @functools.cache
 def in_order() -> bool:
     """Whether operators on lists work tensor by tensor on a CPU, as they do but nobody promises: each sees the one before."""
-    states = torch.ones(GROUP, 64).unbind(0)
-    torch._foreach_addcmul_(states[1:], states[:1] * (GROUP - 1), states[:-1])
-    return states[-1][0].item() == GROUP
+    states = torch.ones(FEW, 64).unbind(0)
+    torch._foreach_addcmul_(states[1:], states[:1] * (FEW - 1), states[:-1])
+    return states[-1][0].item() == FEW
