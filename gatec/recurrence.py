@@ -93,7 +93,7 @@ def plain(a: Tensor, b: Tensor, h0: Tensor | None, dim: int) -> bool:
 def timed(x: Tensor, shape: Sequence[int], steps: int, dim: int, dtype: torch.dtype) -> Tensor:
     """`x` of a `shape` that has all dimensions, with all steps, as its first dimension."""
     x = x.to(dtype).resolve_conj()
-    if x.shape != shape or shape[dim] != steps:
+    if shape[dim] != steps or x.shape != shape:
         x = x.expand((*shape[:dim], steps, *shape[dim + 1 :]))
     return x.movedim(dim, 0) if dim else x
 
