@@ -1,7 +1,10 @@
 """The law of every kernel: its error against float64 is at most twice that of eager torch."""
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -13,6 +16,18 @@ from gatec.pipeline import prepare
 from gatec.regions import Region, regions
 from gatec.rewrite import copied
 from gatec.tidy import examples
+
+TYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def in_every_type(name: str, cases: Iterable[Any], told: Callable[[Any], str] = str) -> pytest.MarkDecorator:
+    """`name` and `dtype`: each case in bfloat16 and the first in every type; the others are swept."""
+    first, *others = cases
+    pairs = [pytest.param(first, d, id=f"{told(first)}-{d}") for d in TYPES]
+    for case, dtype in itertools.product(others, TYPES):
+        marks = () if dtype == torch.bfloat16 else pytest.mark.sweep
+        pairs.append(pytest.param(case, dtype, id=f"{told(case)}-{dtype}", marks=marks))
+    return pytest.mark.parametrize((name, "dtype"), pairs)
 
 
 def kernel(fn: Callable[..., Tensor], operands: Sequence[Tensor], name: str = "kernel") -> Kernel:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from law import eager, error, first_region, poisoned
+from law import eager, error, first_region, in_every_type, poisoned
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from convolutions import CASES, model_of
@@ -21,8 +21,7 @@ def region_of(name, dtype):
     return first_region(model.to(dtype), x.to(dtype), "conv")
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", CASES)
+@in_every_type("name", CASES)
 def test_kernel_is_as_close_to_the_truth_as_eager(name, dtype):
     torch.manual_seed(0)
     region = region_of(name, dtype)

@@ -3,11 +3,10 @@
 import pytest
 import torch
 from gemms import Gated, case, gates
-from law import check, eager, error, poisoned
+from law import check, eager, error, in_every_type, poisoned
 
 from gatec.kernels.lint import complaints
 
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 
@@ -17,8 +16,7 @@ def operands(gated: Gated, dtype: torch.dtype) -> list[torch.Tensor]:
     return [poisoned(s, dtype, depth**-0.5 if x in weights else 1.0) for x, s in gated.shapes.items()]
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("gated", gates(), ids=lambda g: g.name)
+@in_every_type("gated", gates(), lambda g: g.name)
 def test_kernel_is_as_close_to_the_truth_as_eager(gated: Gated, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     made = gated.kernel(dtype)

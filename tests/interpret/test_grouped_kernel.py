@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from law import error, poisoned
+from law import TYPES, error, in_every_type, poisoned
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -11,7 +11,6 @@ from gatec.errors import GatecError
 from gatec.kernels.grouped import Experts, Matrix, linear, render
 from gatec.kernels.lint import complaints
 
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 LINEAR = linear()
 SPLITS = {
@@ -105,8 +104,7 @@ def test_the_product_breaks_no_rule() -> None:
     assert not complaints(LINEAR.source)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("split", SPLITS)
+@in_every_type("split", SPLITS)
 def test_product_of_each_group(split: str, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     ends = torch.tensor(SPLITS[split])
@@ -124,7 +122,7 @@ def test_product_of_each_group(split: str, dtype: torch.dtype) -> None:
         assert error(mine, true) <= 2 * max(error(other, true), torch.finfo(dtype).eps)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
 @pytest.mark.parametrize("fn", [swiglu, clamped, relu_squared], ids=lambda f: f.__name__)
 @pytest.mark.parametrize("bias", [False, True], ids=["plain", "biased"])
 def test_mixture_is_as_close_to_the_truth_as_eager(fn, bias: bool, dtype: torch.dtype) -> None:
@@ -194,7 +192,7 @@ def in_one(interleaved: bool, turned: bool) -> Experts:
     return Experts(firsts, Matrix("down", "down_bias", None, turned))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
 @pytest.mark.parametrize(
     "interleaved, turned", [(False, False), (True, True)], ids=["halves", "interleaved, transposed"]
 )

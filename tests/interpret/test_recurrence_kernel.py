@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 import torch
-from law import error, poisoned
+from law import TYPES, error, in_every_type, poisoned
 from torch.nn import functional as F
 
 from gatec.attending_on_cuda import backward_on_cuda, backward_side, forward_side, kernel_of, on_cuda
@@ -15,7 +15,6 @@ from gatec.kernels.lint import complaints
 from gatec.kernels.recurrence import render
 from gatec.linear_attention.operator import backward, forward
 
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 KINDS = ["none", "shared", "keyed"]
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
@@ -54,8 +53,7 @@ def check(kind, given):
         assert error(mine, true) <= 2 * max(error(other, true), torch.finfo(mine.dtype).eps), f"result {i}"
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("kind", KINDS)
+@in_every_type("kind", KINDS)
 def test_kernel_is_as_close_to_the_truth_as_eager(kind, dtype):
     torch.manual_seed(0)
     check(kind, operands(kind, dtype, 67))
@@ -113,7 +111,7 @@ def test_only_the_gradients_that_are_needed():
     assert torch.equal(some[1], every[1]) and torch.equal(some[3], every[3])
 
 
-@pytest.mark.parametrize(("kind", "dtype"), [*zip(KINDS, DTYPES, strict=True)], ids=str)
+@pytest.mark.parametrize(("kind", "dtype"), [*zip(KINDS, TYPES, strict=True)], ids=str)
 def test_every_way_passes_the_verification_of_a_device(kind, dtype):
     given = operands(kind, dtype, 20, keys=8, values=6, state=kind != "shared")
     there = [x for x in given if x is not None]

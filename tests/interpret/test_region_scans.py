@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from law import eager, error, first_region, poisoned
+from law import eager, error, first_region, in_every_type, poisoned
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from test_scan_regions import BODIES, Recurrent
@@ -21,8 +21,7 @@ def region_of(body, dtype):
     return first_region(Recurrent(body).to(dtype), torch.randn(2, 5, 6, dtype=dtype), "scan")
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("body", WRITTEN, ids=lambda b: b.__name__)
+@in_every_type("body", WRITTEN, lambda b: b.__name__)
 def test_the_kernel_of_a_region_is_as_close_to_the_truth_as_eager(body, dtype):
     torch.manual_seed(0)
     region = region_of(body, dtype)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from equations import ROWS, Region, adaptive_norm, affine_norm, normed_gate, softmax_gate
-from law import check, eager, error, poisoned
+from law import check, eager, error, in_every_type, poisoned
 from torch.nn import functional as F
 
 from gatec.derive import derive
@@ -11,7 +11,6 @@ from gatec.errors import GatecError
 from gatec.kernels.lint import complaints
 from gatec.kernels.rowwise import render
 
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 
@@ -22,8 +21,7 @@ def kernel(fn, operands):
     return made
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("region", ROWS, ids=lambda r: r.name)
+@in_every_type("region", ROWS, lambda r: r.name)
 def test_kernel_is_as_close_to_the_truth_as_eager(region: Region, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     operands = [poisoned(s, dtype) for s in region.shapes]

@@ -2,12 +2,11 @@
 
 import pytest
 import torch
-from law import error, poisoned
+from law import error, in_every_type, poisoned
 from recurrences import RECURRENCES, Recurrence
 
 from gatec.kernels.lint import complaints
 
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 
@@ -49,8 +48,7 @@ def check(recurrence: Recurrence, operands, h0=None, reverse=False):
         assert error(mine, true) <= 2 * max(error(other, true), torch.finfo(mine.dtype).eps), f"result {i}"
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("recurrence", RECURRENCES, ids=lambda r: r.name)
+@in_every_type("recurrence", RECURRENCES, lambda r: r.name)
 def test_kernel_is_as_close_to_the_truth_as_eager(recurrence, dtype):
     torch.manual_seed(0)
     check(recurrence, recurrence.operands(lambda s: poisoned(s, dtype, 0.5), 67))
