@@ -30,7 +30,21 @@ from gatec.history import save  # noqa: E402
 from gatec.layers import Inner, Layer  # noqa: E402
 from gatec.linear_attention import gated_delta_rule, linear_attention  # noqa: E402
 from gatec.match import Attention, Block, Branch, Features, Hole, Linear, Part, Projection, here  # noqa: E402
-from gatec.moe import Health, Pairs, Router, health, losses, pairs_of, router, router_named, task, watching  # noqa: E402
+from gatec.moe import (  # noqa: E402
+    Health,
+    Pairs,
+    Router,
+    copies,
+    health,
+    losses,
+    mixture,
+    pairs_of,
+    router,
+    router_named,
+    task,
+    upcycle,
+    watching,
+)
 from gatec.onnx import export  # noqa: E402
 from gatec.partition import Coactivation, balanced_clusters, order, weight_features  # noqa: E402
 from gatec.pipeline import convert, convert_, gate_parameters, load, why  # noqa: E402
@@ -45,15 +59,14 @@ from gatec.tuning import Tuning, tune  # noqa: E402
 __version__ = "0.1.0"
 __all__ = [  # noqa: RUF022 - in the order in which a reader meets them
     # what a user calls
-    "scan", "why", "convert", "convert_", "fuse", "fuse_", "reroll", "reroll_", "compact", "revert", "eject", "export",
-    "save", "load",
-    "report", "gates", "explain", "kernels_of", "tune", "gate_parameters", "backend",
+    "scan", "why", "convert", "convert_", "upcycle", "fuse", "fuse_", "reroll", "reroll_", "compact", "revert", "eject",
+    "export", "save", "load", "report", "gates", "explain", "kernels_of", "tune", "gate_parameters", "backend",
     "losses", "health", "watching", "task",
     # what comes back
     "Census", "Edit", "Explanation", "GatecError", "Health", "Refused", "Report", "Tuning",
     # what a pass is made of
     "Activation", "Attention", "Block", "Branch", "Case", "Coactivation", "Equation", "Features", "Gate", "Hole", "Inner",
-    "Layer", "Linear", "Pairs", "Part", "Projection", "Router", "Site", "balanced_clusters", "equation",
-    "gated_delta_rule", "grouped_linear", "here", "linear_attention", "linear_recurrence", "order", "pairs_of", "places",
-    "router", "router_named", "weight_features",
+    "Layer", "Linear", "Pairs", "Part", "Projection", "Router", "Site", "balanced_clusters", "copies", "equation",
+    "gated_delta_rule", "grouped_linear", "here", "linear_attention", "linear_recurrence", "mixture", "order", "pairs_of",
+    "places", "router", "router_named", "weight_features",
 ]  # fmt: skip

@@ -12,6 +12,7 @@ from gatec.history import forget, history
 from gatec.pipeline import copied
 from gatec.rewrite import Rewrite, put_back, take_out
 from gatec.shrink import named, site_of
+from gatec.widening import narrow
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -43,13 +44,14 @@ def revert(model: Model) -> Model:
 
 
 def _undone(model: nn.Module, path: str, edit: Any) -> None:
-    """Move the weights back that the birth of an edit has moved."""
+    """Move the weights back that the birth of an edit has moved, and take copies away."""
     if not isinstance(edit, Rewrite):
         return
     if edit.gate.birth and edit.gate.moved is None:
         raise _stays(path, edit, "its birth may have changed weights, and it does not say how (Gate(moved=...))")
     try:
         order = edit.moved(site_of(model, path, edit, {}))
+        narrow(model.get_submodule(path), edit.layers, edit.wide)
     except Refused as e:
         raise _stays(path, edit, str(e)) from None
     if order is not None:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, fx, nn
 
-from gatec.capture import untouched
+from gatec.capture import unit_of, untouched
 from gatec.errors import Refused
 from gatec.inputs import example_inputs
 from gatec.layers import Inner, Layer, attribute, value_of
 from gatec.match import Linear, Match
 from gatec.match.terms import join
+from gatec.widening import Wide, widen
 
 MAPS = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.GroupNorm)  # their channels stand before positions
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -33,6 +34,7 @@ class Site:
     undo: list[Callable[[], Any]] = field(default_factory=list)
     names: dict[int, list[str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    wide: tuple[Wide, ...] = ()  # parameters that were replaced by larger ones
 
     def refuse(self, why: str) -> NoReturn:
         """Decline this place; the words become a line of the report."""
@@ -117,6 +119,19 @@ class Site:
         if isinstance(self.module.get_submodule(around), CONTAINERS):  # a container would run what it holds
             return near.path, self.module.get_submodule(near.path)
         return around, self.module.get_submodule(around)
+
+    def repeat(self, copies: int, scale: float = 1.0) -> None:
+        """Lay `copies` of the hidden units beside each other, under the same names; what goes down is times `scale`.
+
+        Once, at birth: a replay finds them there. `site.layers` are the wide ones from then on.
+        """
+        held = {k.weight for k in self.match.layers.values() if isinstance(k, Linear)}
+        unit = unit_of(self.module)
+        for rewrite in unit.rewrites if unit else ():
+            if held & {getattr(k, "weight", "") for k in getattr(rewrite, "layers", {}).values()}:
+                self.refuse(f"{rewrite.name} was put on the same hidden layer, which has to keep its width for it")
+        layers, self.wide = widen(self.module, self.match.layers, copies, scale, self.undo)
+        self.match = replace(self.match, layers=layers)
 
     def inputs(self, layer: Layer, data: Iterable[Any]) -> list[Tensor]:
         """What flows into `layer` while the whole model runs over `data`: batches as `convert` takes inputs."""

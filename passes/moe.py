@@ -19,8 +19,8 @@ from gatec import (
     Gate,
     GatecError,
     balanced_clusters,
+    mixture,
     order,
-    pairs_of,
     places,
     router_named,
     weight_features,
@@ -41,28 +41,11 @@ def check(site, up, down, gate=None, *, experts: int = 8, top_k: int = 2, router
         site.movable(name)
 
 
-def after(site, x, up, act, down, gate=None, *, experts: int = 8, top_k: int = 2, router: str = "softmax",
-          hidden: int = 0, tasks: int = 1):  # fmt: skip
+def after(
+    site, x, up, act, *, experts: int = 8, top_k: int = 2, router: str = "softmax", hidden: int = 0, tasks: int = 1
+):
     route = site.add("router", lambda: new_router(site, up, router, experts, top_k, hidden, tasks), near=up)
-    flat = x.reshape(-1, up.in_features)
-    pairs = pairs_of(route(flat), site.added_value("router"))
-    rows = pairs.gather(flat)
-    inner = act(expert_linear(gate or up, rows, pairs, experts))
-    if gate:
-        inner = inner * expert_linear(up, rows, pairs, experts)
-    if site.dropout:
-        inner = F.dropout(inner, site.dropout, True)
-    out = pairs.linear(inner, down.weight_node().unflatten(1, (experts, -1)).permute(1, 0, 2))
-    y = pairs.combine(out, flat)
-    bias = down.bias_node()
-    y = y if bias is None else y + bias
-    return y.unflatten(0, x.shape[:-1])
-
-
-def expert_linear(layer, rows, pairs, experts: int):
-    bias = layer.bias_node()
-    bias = None if bias is None else bias.unflatten(0, (experts, -1))
-    return pairs.linear(rows, layer.weight_node().unflatten(0, (experts, -1)), bias)
+    return mixture(site, x, act, route, site.added_value("router"))
 
 
 def new_router(site, up, kind: str, experts: int, top_k: int, hidden: int, tasks: int):

@@ -14,7 +14,7 @@ ROWS = [row.split() for row in [
     "equation kernel derive aot grouped recurrence linear_attention",
     "capture",
     "match inputs",
-    "program layers",
+    "program layers widening",
     "gate site partition places",
     "verify tidy recognise projections",
     "rewrite",

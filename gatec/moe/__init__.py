@@ -4,6 +4,8 @@ import gatec.moe.fixed
 import gatec.moe.masked  # noqa: F401 - both make their routers known
 from gatec.moe.balance import losses, task
 from gatec.moe.health import Health, health, watching
+from gatec.moe.mixture import mixture
+from gatec.moe.native import upcycle
 from gatec.moe.pairs import Pairs, pairs_of
 from gatec.moe.router import ROUTERS, Router, router, router_named
 
@@ -14,9 +16,11 @@ __all__ = [
     "Router",
     "health",
     "losses",
+    "mixture",
     "pairs_of",
     "router",
     "router_named",
     "task",
+    "upcycle",
     "watching",
 ]

@@ -12,6 +12,7 @@ from gatec.errors import GatecError
 from gatec.layers import attribute
 from gatec.match import Linear, Part
 from gatec.rewrite.units import moving
+from gatec.widening import Wide
 
 Layers = dict[str, Linear | Part]
 
@@ -37,14 +38,28 @@ def _starts(prefix: str, layers: Layers) -> Iterator[str]:
         yield (prefix + spec.weight).removesuffix(".")
 
 
-def fits(state: dict[str, Any], prefix: str, module: nn.Module, layers: dict[str, Linear]) -> None:
-    """Raise where the tensors of these layers have other sizes than the module's."""
+def fits(
+    state: dict[str, Any], prefix: str, module: nn.Module, layers: dict[str, Linear], wide: tuple[Wide, ...]
+) -> None:
+    """Raise where the tensors of these layers have other sizes than the module's, or than those that these are made from."""
+    plans = {plan.path: plan for plan in wide}
     for _, _, path in moving(layers):
         value, mine = state.get(prefix + path), attribute(module, path)
-        if isinstance(value, Tensor) and value.shape != mine.shape:
+        sizes = [mine.shape, *([plans[path].before(mine.shape)] if path in plans else [])]
+        if isinstance(value, Tensor) and value.shape not in sizes:
             raise GatecError("a state dict that fits the rewritten model", where=prefix + path,
                              found=f"{list(value.shape)} for {list(mine.shape)}; nothing was loaded",
                              hint="load a model of the same configuration")  # fmt: skip
+
+
+def widened(state: dict[str, Any], prefix: str, wide: tuple[Wide, ...]) -> bool:
+    """Make the tensors of a dense state dict as wide as the module's; False where they are so already."""
+    held = [plan for plan in wide if isinstance(state.get(prefix + plan.path), Tensor)]
+    if any(state[prefix + plan.path].shape[plan.dim] != plan.size for plan in held):
+        return False
+    for plan in held:
+        state[prefix + plan.path] = plan.made(state[prefix + plan.path])
+    return True
 
 
 def all_fit(model: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:

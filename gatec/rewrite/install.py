@@ -11,6 +11,7 @@ from torch import fx, nn
 
 from gatec.capture import Call, Unit, install, unit_of
 from gatec.capture.unit import uninstall
+from gatec.errors import GatecError, Refused
 from gatec.match.terms import join
 from gatec.program import Program
 from gatec.rewrite.undo import Undo
@@ -36,12 +37,22 @@ def installed(program: Program, path: str, module: nn.Module, rewrite: Any, step
         site = rewrite(module, graph, call, root=program.model, path=path, undo=steps,
                        graph_of=lambda p: program.graph_of(join(path, p)))  # fmt: skip
         source = _inside(program, path, unit, rewrite, graph, steps)
+        if site is not None and site.wide:
+            _replayed(module, unit, call)
     if not structure:
         rewrite.born(site)
     if probe is None:
         return None, None
     with _twin(unit, twins, type(module), source):
         return probe.drift(module), probe
+
+
+def _replayed(module: nn.Module, unit: Unit, call: Call) -> None:
+    """Refuse where the module's own forward counts on the sizes that its parameters had."""
+    try:
+        unit.graph(module, call)
+    except (Refused, GatecError, RuntimeError, ValueError, IndexError) as e:
+        raise Refused(f"its forward does not hold for a wider hidden layer: {e}") from None
 
 
 def _around(unit: Unit, rewrite: Any, call: Call, graph: fx.Graph, steps: Undo) -> str:

@@ -139,6 +139,9 @@ def _one(work: Work, name: str, index: int, match: Match, undo: Undo) -> Edit:
             for graph in work.program.other_graphs(where.path):
                 rewrite.meets(module, graph)
         if work.dry:
+            if gate.widens:
+                installed(work.program, where.path, module, rewrite, steps, work.twins, structure=True)
+                back(steps)
             return Edit(gate.name, name, "put", "; ".join(["could be put", *site.notes]))
         drift, probe = installed(work.program, where.path, module, rewrite, steps, work.twins, work.structure)
     except Refused as e:

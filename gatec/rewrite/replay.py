@@ -21,6 +21,7 @@ from gatec.rewrite.undo import Undo
 from gatec.rewrite.units import put_in_order
 from gatec.site import Site
 from gatec.tidy import dead, examples, inline
+from gatec.widening import Wide
 
 NOWHERE = Term("nowhere")
 GraphOf = Callable[[str], fx.Graph | None]
@@ -38,6 +39,7 @@ class Rewrite:
     inlined: tuple[str, ...] = ()
     doors: tuple[tuple[str, str], ...] | None = None
     added: dict[str, str] = field(default_factory=dict)
+    wide: tuple[Wide, ...] = ()
     only_fuses: bool = False
 
     @property
@@ -95,12 +97,14 @@ class Rewrite:
         return gate.moved and gate.moved(site, **bound(gate, gate.moved, site, self.options))
 
     def fits(self, module: nn.Module, state: dict[str, Any], prefix: str) -> None:
-        dense.fits(state, prefix, module, self.linears)
+        dense.fits(state, prefix, module, self.linears, self.wide)
 
     def loads(self, module: nn.Module, state: dict[str, Any], prefix: str) -> None:
         """Bring the part of a state dict that is about to be loaded into the form of the rewritten module, in place."""
         self.fits(module, state, prefix)
         if not dense.is_dense(state, prefix, module, self.added, self.layers):
+            return
+        if not dense.widened(state, prefix, self.wide):
             return
         order = self.moved(Site(module, "", module, self.match, added=self.added))
         if order is not None:
@@ -123,6 +127,7 @@ class Rewrite:
         site.match, canon = self._find(site.module, graph, graph_of)
         cut, values = carried(site, canon, graph)
         splice(site, cut, values, self.gate, self.options)
+        self.layers, self.wide = site.match.layers, site.wide or self.wide
         return self._tidied(site, graph)
 
     def _inline(self, graph: fx.Graph, graph_of: GraphOf) -> None:
