@@ -23,6 +23,7 @@ from gatec.ejection import eject  # noqa: E402
 from gatec.equation import Activation, Equation, equation  # noqa: E402
 from gatec.errors import GatecError, Refused  # noqa: E402
 from gatec.explain import Explanation, explain  # noqa: E402
+from gatec.folding import merge  # noqa: E402
 from gatec.fusing import fuse, fuse_, kernels_of  # noqa: E402
 from gatec.gate import Case, Gate  # noqa: E402
 from gatec.grouped import grouped_linear  # noqa: E402
@@ -54,6 +55,7 @@ from gatec.report import Report, report  # noqa: E402
 from gatec.rerolling import reroll, reroll_  # noqa: E402
 from gatec.reverting import revert  # noqa: E402
 from gatec.site import Site  # noqa: E402
+from gatec.timing import measure  # noqa: E402
 from gatec.tuning import Tuning, tune  # noqa: E402
 
 __version__ = "0.1.0"
@@ -62,6 +64,7 @@ __all__ = [  # noqa: RUF022 - in the order in which a reader meets them
     "scan", "why", "convert", "convert_", "upcycle", "fuse", "fuse_", "reroll", "reroll_", "compact", "revert", "eject",
     "export", "save", "load", "report", "gates", "explain", "kernels_of", "tune", "gate_parameters", "backend",
     "losses", "health", "watching", "task",
+    "merge", "measure",
     # what comes back
     "Census", "Edit", "Explanation", "GatecError", "Health", "Refused", "Report", "Tuning",
     # what a pass is made of

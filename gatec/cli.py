@@ -84,12 +84,30 @@ def why(model: Model, passes: Passes, device: Device = "cpu") -> None:
 
 
 @app.command()
-def convert(model: Model, passes: Passes, output: Folder = None, device: Device = "cpu") -> None:
+def convert(
+    model: Model,
+    passes: Passes,
+    output: Folder = None,
+    html: Annotated[Path | None, typer.Option(help="A page to write: what each gate costs, and every decision")] = None,
+    json: Annotated[Path | None, typer.Option(help="A file to write the report to; - is standard output")] = None,
+    measure: Annotated[
+        bool, typer.Option(help="Run the model too: times, and how often each expert is chosen")
+    ] = False,
+    device: Device = "cpu",
+) -> None:
     """Put gates into a model, report every decision, and save it as a recipe and weights."""
+    for file in filter(None, (html, json)):
+        _writable(file)
     found = _find(model, device)
     with working("converting"):
         converted = gatec.convert(found.model, passes, inputs=found.inputs)
-    say(str(gatec.report(converted)))
+        report = gatec.measure(converted, found.inputs) if measure else gatec.report(converted)
+    if STDOUT not in (html, json):
+        say(str(report))
+    if html is not None:
+        _write(html, report.html())
+    if json is not None:
+        _write(json, report.json())
     if output is not None:
         with working("saving"):
             gatec.save(converted, output)

@@ -40,6 +40,8 @@ class Gate:
     closes    for `compact`: the units of a put gate that are closed, as a mask over the hidden layer
     moved     for a birth that reorders the hidden units of the user's layers: which unit each of them was before;
               `revert` puts them back and dense checkpoints are loaded in this order (None where none has moved)
+    share     for reports: the share of the hidden layer that one token runs through, where that is not all of it
+    merge     for `merge`: folds a gate that is a constant into weights (site.scale_inputs, site.scale_outputs)
     """
 
     before: tuple[Callable[..., Any], ...]
@@ -52,6 +54,8 @@ class Gate:
     widens: bool = False
     closes: Callable[..., Any] | None = None
     moved: Callable[..., Any] | None = None
+    share: Callable[..., float] | None = None
+    merge: Callable[..., None] | None = None
     cases: tuple[Case, ...] = ()
     home: str = ""
 

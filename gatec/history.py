@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -41,6 +41,16 @@ def forget(model: nn.Module) -> None:
 
 def history(model: nn.Module) -> tuple[dict[str, Any], ...]:
     return tuple(vars(model).get("_gatec_history", ()))
+
+
+def without(model: nn.Module, sites: Iterable[tuple[str, str]]) -> None:
+    """The history without what passes put at these sites."""
+    gone = set(sites)
+    steps = [
+        {**s, "sites": [n for n in s["sites"] if (s["pass"], n) not in gone]} if "pass" in s else s
+        for s in history(model)
+    ]
+    vars(model)["_gatec_history"] = tuple(s for s in steps if s.get("sites") or "compact" in s)
 
 
 def save(model: nn.Module, folder: str | Path, *, shard: int = 5 * 2**30) -> Path:

@@ -48,6 +48,14 @@ def after(site, here, out, x=None, *, per: str = "element"):
     return attention(here.unflatten(-1, (out.heads, -1)), logits.unsqueeze(-1)).flatten(-2)
 
 
+def merge(site, out, *, per: str = "element") -> None:
+    gate = site.added_value("gate")
+    if gate.weight.any():
+        site.refuse("its gate depends on the input")
+    factor = 2 * torch.sigmoid(gate.bias)
+    site.scale_inputs("out", factor.repeat_interleave(out.module.in_features // out.heads) if per == "head" else factor)
+
+
 def one(width: int, gates: int, like) -> nn.Linear:
     """A linear layer under whose sigmoid every gate is a half."""
     gate = nn.utils.skip_init(nn.Linear, width, gates, **like)
@@ -88,7 +96,7 @@ class ReadTwice(Cross):
 
 X = (torch.linspace(-2, 2, 32).reshape(4, 8),)
 GATE = Gate(
-    before=(places.attended, places.projected), after=after, check=check, equation=attention,
+    before=(places.attended, places.projected), after=after, check=check, equation=attention, merge=merge,
     cases=(
         Case("fused", Attention, X),
         Case("eager", lambda: Attention(eager=True), X),

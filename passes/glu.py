@@ -43,6 +43,13 @@ def after(site, here, x, up, act=None):
     return here * site.add("value", lambda: one(up, site.like(up)), near=up)(x)
 
 
+def merge(site) -> None:
+    value = site.added_value("value")
+    if value.weight.any():
+        site.refuse("its gate depends on the input")
+    site.scale_inputs("down", value.bias)
+
+
 def one(up, like) -> nn.Linear:
     """The constant one as a linear layer of x."""
     value = nn.utils.skip_init(nn.Linear, up.in_features, up.out_features, **like)
@@ -76,7 +83,7 @@ class Gated(nn.Module):
 
 X = (torch.linspace(-2, 2, 32).reshape(4, 8),)
 GATE = Gate(
-    before=(places.dense_hidden, bilinear_hidden, places.gated_hidden), after=after, check=check, equation=glu,
+    before=(places.dense_hidden, bilinear_hidden, places.gated_hidden), after=after, check=check, equation=glu, merge=merge,
     cases=(
         Case("SiLU", lambda: mlp(nn.SiLU()), X, options={"variant": "swiglu"}),
         Case("GELU", lambda: mlp(nn.GELU()), X, options={"variant": "geglu"}),

@@ -76,6 +76,11 @@ def moved(site) -> Tensor:
     return site.added_value("router").order
 
 
+def share(site) -> float:
+    router = site.added_value("router")
+    return router.top_k / router.experts
+
+
 def activations(site, up, act, gate, calibration) -> Tensor:
     """Co-activation features from the inputs that calibration data brings to this MLP."""
     seen = Coactivation(up.out_features)
@@ -138,7 +143,7 @@ def mlp() -> nn.Sequential:
 X = (torch.linspace(-2, 2, 32).reshape(4, 8),)
 ALL = {"experts": 4, "top_k": 4}
 GATE = Gate(
-    before=(places.dense, places.gated), after=after, check=check, birth=birth, moved=moved,
+    before=(places.dense, places.gated), after=after, check=check, birth=birth, moved=moved, share=share,
     born="drifts: every token sees only its top_k experts",
     cases=(
         Case("dense", mlp, X, options=ALL),

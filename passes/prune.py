@@ -30,6 +30,10 @@ def closes(site) -> Tensor:
     return site.added_value("gate").detach() < 0.5
 
 
+def merge(site) -> None:
+    site.scale_inputs("down", ~closes(site))
+
+
 class GatedMLP(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +49,7 @@ def mlp() -> nn.Sequential:
 
 X = (torch.linspace(-2, 2, 32).reshape(4, 8),)
 GATE = Gate(
-    before=(places.dense_hidden, places.gated_hidden), after=after, equation=prune, closes=closes,
+    before=(places.dense_hidden, places.gated_hidden), after=after, equation=prune, closes=closes, merge=merge,
     cases=(
         Case("dense", mlp, X),
         Case("gated", GatedMLP, X),

@@ -36,6 +36,10 @@ def after(site, here, branch, *, form: str = "one-plus", scale: str = "scalar"):
     return here * FORMS[form](site.add("scale", zeros, near=branch))
 
 
+def merge(site, *, form: str = "one-plus") -> None:
+    site.scale_outputs("branch", FORMS[form](site.added_value("scale")))
+
+
 def drifts(*, form: str = "one-plus") -> str:
     return "every residual branch starts at zero" if form == "tanh" else ""
 
@@ -89,7 +93,7 @@ class ReadTwice(PreNorm):
 
 X = (torch.linspace(-2, 2, 32).reshape(4, 8),)
 GATE = Gate(
-    before=(places.residual,), after=after, check=check, equation=residual, drifts=drifts,
+    before=(places.residual,), after=after, check=check, equation=residual, drifts=drifts, merge=merge,
     cases=(
         Case("norm before", PreNorm, X),
         Case("norm after", PostNorm, X, options={"form": "sigmoid"}),

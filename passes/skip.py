@@ -26,6 +26,11 @@ def after(site, here, x, block):
     return skip(x, here, site.add("gate", lambda: nn.Parameter(torch.ones((), **site.like(block))), near=block))
 
 
+def merge(site) -> None:
+    if site.added_value("gate") < 0.5:
+        site.refuse("it is closed: its block is skipped, which no weight of it can say")
+
+
 class Block(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -57,7 +62,7 @@ class Loop(nn.Module):
 
 X = (torch.linspace(-2, 2, 32).reshape(4, 8),)
 GATE = Gate(
-    before=(places.block,), after=after, equation=skip,
+    before=(places.block,), after=after, equation=skip, merge=merge,
     cases=(
         Case("in a row", lambda: nn.Sequential(Block(), Block(), nn.Linear(8, 8)), X, put=2),
         Case("a loop that cannot be captured", Loop, X, put=2),

@@ -32,6 +32,10 @@ def after(site, here, layer, *, form: str = "sigmoid"):
     return here * FORMS[form](site.add("feature_gate", zeros, near=layer))
 
 
+def merge(site, *, form: str = "sigmoid") -> None:
+    site.scale_outputs("layer", FORMS[form](site.added_value("feature_gate")))
+
+
 class Convolution(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -61,7 +65,7 @@ class Functional(nn.Module):
 
 X = (torch.linspace(-2, 2, 32).reshape(4, 8),)
 GATE = Gate(
-    before=(places.linear, places.convolution), after=after, check=check, equation=wrap,
+    before=(places.linear, places.convolution), after=after, check=check, equation=wrap, merge=merge,
     cases=(
         Case("every layer", lambda: nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8)), X, put=2),
         Case("one-plus", lambda: nn.Sequential(nn.Linear(8, 8)), X, options={"form": "one-plus"}),

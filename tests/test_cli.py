@@ -31,6 +31,9 @@ class Stand:
     def json(self):
         return '{"entries": {}}'
 
+    def html(self):
+        return "<html>"
+
 
 @pytest.fixture
 def calls(monkeypatch):
@@ -49,6 +52,7 @@ def calls(monkeypatch):
     door("why", [Stand("glu  head.2  left  a reason")])
     door("convert", Stand("model"))
     door("report", Stand("glu  body.2  put  drift 0.0e+00"))
+    door("measure", Stand("glu  body.2  put  0.1 ms"))
     door("fuse", Stand("model"))
     door("kernels_of", {"glu_silu": Stand()})
     door("tune", Stand("glu_silu  forward  kernel"))
@@ -133,6 +137,14 @@ def test_convert_saves_where_asked(calls, folder):
     run("convert", MODEL, "glu", "-o", "out")
     assert calls[-1][0] == "save"
     assert str(calls[-1][1][0]) == "out"
+
+
+def test_convert_reports_in_files_and_measures_where_asked(calls, folder):
+    result = run("convert", MODEL, "glu", "--html", "report.html", "--json", "-")
+    assert result.stdout == '{"entries": {}}' and (folder / "report.html").read_text() == "<html>"
+    assert calls[-1][0] == "report"
+    assert run("convert", MODEL, "glu", "--measure").stdout == "glu  body.2  put  0.1 ms\n"
+    assert calls[-1] == ("measure", ("x",), {})
 
 
 ERRORS = {
