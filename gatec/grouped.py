@@ -87,7 +87,7 @@ def fuses(x: Tensor, other: Tensor) -> bool:
 def regular(t: Tensor) -> bool:
     rows, columns = t.stride()[-2:]
     matrix = (columns == 1 and rows >= t.shape[-1]) or (rows == 1 and columns >= t.shape[-2])
-    sizes = [t.storage_offset(), *(s for s in t.stride() if s != 1)]
+    sizes = [t.storage_offset(), rows if columns == 1 else columns, *t.stride()[:-2]]
     return matrix and all(s * t.element_size() % ALIGNMENT == 0 for s in sizes)
 
 

@@ -103,7 +103,7 @@ class Flow:
             if here in seen or self.canon.terms[here] is stream:
                 continue
             seen.add(here)
-            name = join(path, str(node.target))
+            name = path if node.target == OWN else join(path, str(node.target))
             if node.op == "call_module" and next(self.canon.module_of(name).parameters(), None) is not None:
                 return Part(name)
             if node.op == "get_attr":

@@ -1,7 +1,8 @@
 """Mixtures of experts: routers, and the way of tokens to their experts and back."""
 
 import gatec.moe.fixed
-import gatec.moe.masked  # noqa: F401 - both make their routers known
+import gatec.moe.masked
+import gatec.moe.width  # noqa: F401 - these make their routers known
 from gatec.moe.balance import losses, task
 from gatec.moe.health import Health, health, watching
 from gatec.moe.mixture import mixture

@@ -40,10 +40,10 @@ class Pairs:
         return out if bias is None else out + bias[self.expert]
 
     def combine(self, out: Any, x: Any) -> Any:
-        """The sum of each token's pairs, in the shape of x[tokens, width]."""
+        """The sum of the pairs of each token of x[tokens, width]."""
         out = out * self.weight
         if self.back is None:
-            return torch.zeros_like(x).index_add(0, self.token, out)
+            return out.new_zeros(x.shape[0], out.shape[1]).index_add(0, self.token, out)
         return out[self.back].unflatten(0, (-1, self.top_k)).sum(1)
 
     def _only_live(self, rows: Any) -> Any:

@@ -84,7 +84,7 @@ class Router(nn.Module):
 
     def counted(self, score: Tensor, chosen: Tensor | float = 1.0) -> Tensor:
         """What chosen experts count, of their scores; `chosen` is 1 for them and 0 for the others."""
-        if self.whole:
+        if self.whole or (self.fixed and self.top_k == 1):  # a single weight is one, and would not learn
             return chosen * (1 + (score - score.detach()))
         weight = chosen * score
         return weight / weight.sum(-1, keepdim=True).clamp_min(torch.finfo(weight.dtype).tiny)
