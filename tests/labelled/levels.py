@@ -124,7 +124,7 @@ HOW = {"fx": by_fx, "make_fx": by_make_fx, "export": by_export, "core": by_core,
 def apart(module, name):
     """What one snippet of a bundle computes, as a graph of its own."""
     index = [s.name for s in bundle_of(name)].index(name)
-    results = results_of(module, bundle_of(name))[index]
+    results = results_of(module, bundle_of(name)[0].name)[index]
     needed, queue = set(), list(results)
     while queue:
         node = queue.pop()
@@ -139,13 +139,17 @@ def apart(module, name):
     return graph
 
 
-def results_of(module, snippets):
+def results_of(module, first):
     """The output nodes of each snippet: as many as it returns tensors."""
     args = module.graph.output_node().args[0]
     flat = [n for n in torch.utils._pytree.tree_leaves(args) if isinstance(n, fx.Node)]
-    counts = [len(torch.utils._pytree.tree_leaves(built(s)(*given([s])))) for s in snippets]
     feed = iter(flat)
-    return [[next(feed) for _ in range(count)] for count in counts]
+    return [[next(feed) for _ in range(count)] for count in counts_of(first)]
+
+
+@cache
+def counts_of(first):
+    return [len(torch.utils._pytree.tree_leaves(built(s)(*given([s])))) for s in bundle_of(first)]
 
 
 def found(graph):
