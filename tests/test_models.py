@@ -174,7 +174,7 @@ def neutral(model):
     return gatec.convert(model, ",".join(n for n in names if any(e.verdict == "put" for e in gatec.why(model, n))))
 
 
-@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("batch", [pytest.param(1, marks=pytest.mark.sweep), 3])
 @pytest.mark.parametrize("kind", CAUSAL)
 def test_generates_the_same_with_a_cache(kind, batch):
     model = load(f"transformers:{kind}")

@@ -159,11 +159,11 @@ NOTES = {
     ),
     "recurrent_gemma": ("sequence stays 5: tracing ties it down",),
 }
-SLOW = ("mixtral", "recurrent_gemma", "t5")
+SLOW = ("mixtral", "recurrent_gemma", "t5", "gpt2")
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.sweep if n in SLOW[:2] else ()) for n in WHOLE])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.sweep if n in SLOW else ()) for n in WHOLE])
 def test_whole_models(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, inputs = tiny(name)
