@@ -18,7 +18,7 @@ SHORT = 8  # steps of the example that the loop is captured on
 WITH_GRADIENTS = 1024  # above it the loop's backward takes minutes
 
 
-def scan(lengths: tuple[int, ...] = LENGTHS, repeats: int = 7) -> list[dict[str, Any]]:
+def scan(lengths: tuple[int, ...] = LENGTHS, repeats: int = 15) -> list[dict[str, Any]]:
     """Rows by size and length: milliseconds of the loop and of the recurrence, their ratio, seconds of the conversion.
 
     A pass reads both operands once and writes as much: no recurrence is faster.
