@@ -15,6 +15,7 @@ from gatec.bench.workloads import WORKLOADS, Workload, swiglu
 from gatec.derive import derive
 from gatec.kernel import Kernel
 from gatec.kernels import gemm, grouped, router, scan
+from gatec.kernels import recurrence as matrices
 from gatec.kernels.groups import TILES
 from gatec.kernels.products import Plan, Product
 
@@ -25,6 +26,7 @@ TARGETS = ("sm_90", "gfx942")
 ROWS, WIDTH, HIDDEN = 8192, 4096, 14336  # a Llama of eight billion weights
 TOKENS, MODEL, EXPERT, EXPERTS, CHOICES = 8192, 2048, 768, 128, 8  # Qwen3 of thirty
 BATCH, STEPS, LANES = 16, 16384, 128
+HEADS, LENGTH, KEYS = 96, 8192, 128
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Build:
 
     A target takes the first `of` them.
 
-    With `state` the backward launcher wants the forward's result behind its gradient.
+    With `state` the backward launcher wants the forward's last result, or its gradient, behind the gradient of the first.
     """
 
     name: str
@@ -94,6 +96,12 @@ def recurrence(dtype: torch.dtype) -> Kernel:
     return scan.render("recurrence", "gatec.bench", derive(_stays, [x]), derive(_new, [x, x]))
 
 
+def attention(dtype: torch.dtype, delta: bool = False) -> Kernel:
+    """States that are matrices; each key decays by itself, with a delta rule all keys of a head alike."""
+    kind, operands = ("shared", 6) if delta else ("keyed", 4)
+    return matrices.render(kind, (dtype,) * operands, dtype, state=False, delta=delta)
+
+
 def _stays(gate: Tensor) -> Tensor:
     return 1 - torch.sigmoid(gate)
 
@@ -116,4 +124,7 @@ BUILDS = (
           of={"gfx942": 1}, whole=(1,)),
     Build("route", route, ((TOKENS, EXPERTS),)),
     Build("recurrence", recurrence, ((BATCH, STEPS, LANES),) * 2, state=True),
+    Build("linear_attention", attention, ((1, HEADS, LENGTH, KEYS),) * 4, state=True),
+    Build("delta_rule", partial(attention, delta=True), (*((1, HEADS, LENGTH, KEYS),) * 3, (1, HEADS, LENGTH, 1),
+          *((1, HEADS, LENGTH, KEYS),) * 2), state=True),
 )  # fmt: skip

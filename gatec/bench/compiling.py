@@ -32,11 +32,12 @@ class Called:
 
     def ahead(self, *operands):
         out = getattr(self.module, self.job["call"])(*operands, **self.job["forward"])
+        self.last = out[-1] if isinstance(out, tuple) else out
         return out[0] if isinstance(out, tuple) else out
 
     def back(self, out, *operands):
         if self.job["backward"] is not None:
-            state = [out] if self.job["state"] else []
+            state = [self.last] if self.job["state"] else []
             self.module.backward(out, *state, *operands, **self.job["backward"])
 
 for line in sys.stdin:
