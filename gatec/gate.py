@@ -36,7 +36,8 @@ class Gate:
     birth     sets the first values of what `after` added; its keyword-only parameters are options too
     born      "neutral", or "drifts: ..." with what is given up
     drifts    for a gate that is neutral but for some options: what they give up, "" for the others
-    widens    `after` replaces parameters by larger ones (site.repeat): whether that goes is known once it is tried
+    tries     for an `after` that replaces parameters by larger ones (site.repeat), of which only putting it shows whether
+              it goes: the options with which a dry run puts it and takes it out again
     closes    for `compact`: the units of a put gate that are closed, as a mask over the hidden layer
     moved     for a birth that reorders the hidden units of the user's layers: which unit each of them was before;
               `revert` puts them back and dense checkpoints are loaded in this order (None where none has moved)
@@ -51,7 +52,7 @@ class Gate:
     birth: Callable[..., None] | None = None
     born: str = "neutral"
     drifts: Callable[..., str] | None = None
-    widens: bool = False
+    tries: dict[str, Any] | None = None
     closes: Callable[..., Any] | None = None
     moved: Callable[..., Any] | None = None
     share: Callable[..., float] | None = None

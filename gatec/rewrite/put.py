@@ -46,6 +46,7 @@ class Work:
     dry: bool
     structure: bool
     twins: dict[Any, Any] = field(default_factory=dict)
+    tried: dict[Any, str] = field(default_factory=dict)
 
 
 def put(gate: Gate, options: dict[str, Any], program: Program, undo: Undo, *, dry: bool = False,
@@ -139,9 +140,8 @@ def _one(work: Work, name: str, index: int, match: Match, undo: Undo) -> Edit:
             for graph in work.program.other_graphs(where.path):
                 rewrite.meets(module, graph)
         if work.dry:
-            if gate.widens:
-                installed(work.program, where.path, module, rewrite, steps, work.twins, structure=True)
-                back(steps)
+            if gate.tries is not None:
+                _try(work, where.path, module, replace(rewrite, options={**work.options, **gate.tries}))
             return Edit(gate.name, name, "put", "; ".join(["could be put", *site.notes]))
         drift, probe = installed(work.program, where.path, module, rewrite, steps, work.twins, work.structure)
     except Refused as e:
@@ -152,6 +152,23 @@ def _one(work: Work, name: str, index: int, match: Match, undo: Undo) -> Edit:
         raise
     undo.extend(steps)
     return _measured(work, name, drift, probe, site.notes)
+
+
+def _try(work: Work, path: str, module: nn.Module, rewrite: Rewrite) -> None:
+    """Put a rewrite and take it out again, once for all modules of one class and graph; raise what was refused."""
+    graph = work.program.graph_of(path)
+    key = type(module), tuple(rewrite.layers.items()), graph and graph.python_code("self").src
+    if key not in work.tried:
+        steps: Undo = []
+        try:
+            installed(work.program, path, module, rewrite, steps, work.twins, structure=True)
+            work.tried[key] = ""
+        except Refused as e:
+            work.tried[key] = str(e)
+        finally:
+            back(steps)
+    if work.tried[key]:
+        raise Refused(work.tried[key])
 
 
 def _measured(work: Work, name: str, drift: float | None, probe: Probe | None, notes: list[str]) -> Edit:
