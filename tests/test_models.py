@@ -105,6 +105,16 @@ def puts(model, name):
     return [e for e in gatec.report(model).edits if e.verdict == "put" and e.gate == name]
 
 
+def there_and_back(gated, model, dense):
+    """A checkpoint of the user's model loads into the gated one, which reverts to the user's model."""
+    mine = {n: v.clone() for n, v in gated.state_dict().items()}
+    gated.load_state_dict(dense)
+    assert all(torch.equal(v, mine[n]) for n, v in gated.state_dict().items())
+    back = gatec.revert(gated)
+    assert type(back) is type(model) and list(back.state_dict()) == list(dense)
+    assert all(torch.equal(v, dense[n]) for n, v in back.state_dict().items())
+
+
 @pytest.mark.parametrize("name", ["glu", "prune", "moe"])
 @pytest.mark.parametrize("given", named(MODELS))
 def test_put_as_often_as_it_should_be(given, name):
@@ -123,6 +133,7 @@ def test_put_as_often_as_it_should_be(given, name):
         assert all(e.drift is not None and e.drift <= (1e-12 if name == "moe" else 0) for e in edits), str(
             gatec.report(gated)
         )
+        there_and_back(gated, model, before)
         assert gatec.report(gated).drift <= (1e-5 if name == "moe" else 0)
         assert distance(run(gated, given), answer) <= (1e-5 if name == "moe" else 0)
         assert type(run(gated, given)) is type(answer)
