@@ -64,6 +64,11 @@ def moved(site) -> None:
     """No unit has another place among its copy's."""
 
 
+def share(site) -> float:
+    router = site.added_value("router")
+    return router.top_k / router.experts
+
+
 def drifts(*, noise: float = 0.0) -> str:
     return (
         f"{noise:.0%} of the hidden units of every expert are drawn anew"
@@ -111,8 +116,8 @@ def mlp() -> nn.Sequential:
 X = (torch.linspace(-2, 2, 32).reshape(4, 8),)
 FEW = {"experts": 3, "top_k": 2}
 GATE = Gate(
-    before=(places.dense, places.gated), after=after, check=check, birth=birth, drifts=drifts, moved=moved,
-    tries={"experts": 2, "top_k": 1}, born="drifts: a weighted sum of equals rounds",
+    before=(places.dense, places.gated), after=after, check=check, birth=birth, drifts=drifts, moved=moved, share=share,
+    widens=True, tries={"experts": 2, "top_k": 1}, born="drifts: a weighted sum of equals rounds",
     cases=(
         Case("dense", mlp, X, options=FEW),
         Case("gated, packed", GatedMLP, X, options=FEW),

@@ -40,6 +40,17 @@ def test_costs_are_those_of_the_layers_and_what_was_added():
     assert "4 experts, 25% of its hidden layer for a token: 108 of 312 parameters, 192 flop per token" in text
 
 
+@pytest.mark.parametrize("shards", [1, 2])
+def test_copies_count_as_often_as_they_are(shards):
+    model = gatec.convert(mlp(), "upcycle", experts=4, top_k=2, shards=shards, inputs=X, only="^2$")
+    (cost,) = gatec.report(model).layers
+    weights, router = 2 * 8 * 16, 4 * shards * 8
+    assert (cost.experts, cost.share, cost.added) == (4 * shards, 0.5, router)
+    assert cost.parameters == 4 * (weights + 16) + 8 + router
+    assert cost.active == 2 * (weights + 16) + 8 + router and cost.flops == 2 * (2 * weights + router)
+    assert sum(gatec.measure(model, X).layers[0].usage) == pytest.approx(1)
+
+
 def test_gates_that_leave_nothing_out_cost_all_their_layers():
     (glu,) = gatec.report(gatec.convert(mlp(), "glu", inputs=X, only="^2$")).layers
     assert (glu.share, glu.added, glu.active, glu.parameters) == (1.0, 144, 424, 424)
