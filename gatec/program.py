@@ -64,11 +64,7 @@ class Program:
 
     @cached_property
     def names(self) -> dict[int, list[str]]:
-        """Every path under which a parameter is known, by its id: tied parameters have several."""
-        found: dict[int, list[str]] = {}
-        for name, parameter in self.model.named_parameters(remove_duplicate=False):
-            found.setdefault(id(parameter), []).append(name)
-        return found
+        return named_parameters(self.model)
 
     def module(self, path: str) -> nn.Module:
         return self.model.get_submodule(path)
@@ -206,6 +202,14 @@ def _likeness(module: nn.Module, call: Call) -> Any:
 
 def _values(module: nn.Module, kind: type[nn.Module], reads: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Any]:
     return {(child, name): frozen(variable(module, kind, child, name)) for child, name in reads}
+
+
+def named_parameters(model: nn.Module) -> dict[int, list[str]]:
+    """Every path under which a parameter is known, by its id: tied parameters have several."""
+    found: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        found.setdefault(id(parameter), []).append(name)
+    return found
 
 
 def cloned(values: Any) -> Any:

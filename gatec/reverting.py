@@ -10,6 +10,7 @@ from gatec.capture import unit_of
 from gatec.errors import GatecError, Refused
 from gatec.history import forget, history
 from gatec.pipeline import copied
+from gatec.program import named_parameters
 from gatec.rewrite import Rewrite, put_back, take_out
 from gatec.shrink import named, site_of
 from gatec.widening import narrow
@@ -33,24 +34,28 @@ def revert(model: Model) -> Model:
             "a model that gatec has rewritten", found=type(model).__name__, hint='gatec.convert(model, "glu")'
         )
     model = copied(model)
+    names = named_parameters(model)
     units = [(p, m, u) for p, m in model.named_modules() if (u := unit_of(m))]
     for path, module, unit in reversed(units):
         for edit in reversed(unit.edits):
-            _undone(model, path, edit)
+            _undone(model, path, edit, names)
         take_out(module, unit, unit.edits, [])
     for module in model.modules():
         forget(module)
     return model
 
 
-def _undone(model: nn.Module, path: str, edit: Any) -> None:
+def _undone(model: nn.Module, path: str, edit: Any, names: dict[int, list[str]]) -> None:
     """Move the weights back that the birth of an edit has moved, and take copies away."""
     if not isinstance(edit, Rewrite):
         return
     if edit.gate.birth and edit.gate.moved is None:
         raise _stays(path, edit, "its birth may have changed weights, and it does not say how (Gate(moved=...))")
     try:
-        order = edit.moved(site_of(model, path, edit, {}))
+        site = site_of(model, path, edit, names)
+        order = edit.moved(site)
+        for name in edit.linears if order is not None else ():
+            site.movable(name)
         narrow(model.get_submodule(path), edit.layers, edit.wide)
     except Refused as e:
         raise _stays(path, edit, str(e)) from None

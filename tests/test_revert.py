@@ -106,6 +106,14 @@ def test_what_cannot_be_reverted_is_refused_in_words():
             gatec.revert(odd)
 
 
+def test_weights_that_were_shared_since_are_not_moved():
+    model = gatec.convert(mlp(), "moe", experts=4, top_k=2, inputs=X)
+    model.append(nn.Linear(8, 16))
+    model[-1].weight = model[0].weight
+    with pytest.raises(gatec.GatecError, match=r"as moe cannot\n  found 0.weight is shared with 7.weight\n  where 2\n"):
+        gatec.revert(model)
+
+
 # -- dense checkpoints --------------------------------------------------------------------------------------------------
 
 

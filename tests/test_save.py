@@ -230,10 +230,13 @@ def test_large_models_are_saved_in_shards(tmp_path):
     assert sorted(f.name for f in folder.iterdir()) == ["model.safetensors", "recipe.json"]
     gatec.save(again, tmp_path / "whole", shard=20_000)
     assert not (tmp_path / "whole" / "model.safetensors").exists()
-    shards[0].unlink(missing_ok=True)
-    one = next((tmp_path / "whole").glob("model-00001*"))
-    one.unlink()
+    next((tmp_path / "whole").glob("model-00001*")).unlink()
     with pytest.raises(gatec.GatecError, match=r"^gatec: a folder that gatec.save wrote\n  found no .*model-00001-of-"):
+        gatec.load(tmp_path / "whole", load("transformers:llama?tie_word_embeddings=True"))
+    (tmp_path / "whole" / "model.safetensors.index.json").write_text('{"weight_map": ["')
+    with pytest.raises(
+        gatec.GatecError, match=r"^gatec: an index of safetensors files\n  found .*\n  where .*index.json"
+    ):
         gatec.load(tmp_path / "whole", load("transformers:llama?tie_word_embeddings=True"))
 
 
