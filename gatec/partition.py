@@ -12,12 +12,13 @@ units have equal costs to the last bit.
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from gatec.errors import GatecError
 
@@ -26,7 +27,8 @@ Labels = NDArray[np.int64]
 
 ROWS = 2048  # units whose distances are computed at a time
 SKETCH = 256  # columns that the choice of the first centres looks at
-TOLERANCE = 1e-5  # a round which gains less than this share of the inertia gains nothing
+WIDEST = 4096  # columns of weights that are clustered as they are; more are sketched
+TOLERANCE = 3e-5  # a round which gains less than this share of the inertia gains nothing
 
 
 def balanced_clusters(features: Tensor, clusters: int, *, seed: int = 0, iterations: int = 100) -> Tensor:
@@ -77,15 +79,36 @@ def order(labels: Tensor, clusters: int) -> Tensor:
 # what is clustered
 
 
-def weight_features(rows: Sequence[Tensor]) -> Tensor:
-    """Each unit's incoming weights, at length one; gate's and up's in a row."""
+def weight_features(rows: Sequence[Tensor], *, columns: int = WIDEST, seed: int = 0) -> Tensor:
+    """Each unit's incoming weights, at length one; gate's and up's in a row, sketched where they are wider than `columns`."""
     if not rows or any(r.ndim != 2 or len(r) != len(rows[0]) for r in rows):
         raise GatecError(
             "weight matrices with one row for each hidden unit",
             found=", ".join(str(tuple(r.shape)) for r in rows) or "none",
             hint="transpose the weight of a Conv1D, and halve a fused gate_up",
         )
-    return torch.cat([unit_length(at_least_float32(r.detach())) for r in rows], dim=1)
+    parts = zip(*(chunks(r.detach()) for r in rows), strict=True)
+    return sketched(
+        (torch.cat([unit_length(at_least_float32(p)) for p in side], dim=1) for side in parts), columns, seed
+    )
+
+
+def sketched(parts: Iterable[Tensor], columns: int, seed: int) -> Tensor:
+    """Rows in at most `columns` columns: a count sketch, which keeps inner products on average.
+
+    Each column of the sketch sums as many columns as every other, with random signs.
+    """
+    found = []
+    for rows in parts:
+        width = rows.shape[1]
+        if width > columns:
+            rng, several = np.random.default_rng(seed), -(-width // columns)
+            place = torch.from_numpy(rng.permutation(several * columns)).to(rows.device)
+            sign = torch.from_numpy(rng.choice([-1.0, 1.0], width)).to(rows)
+            rows = F.pad(rows * sign, (0, several * columns - width))
+            rows = rows[:, place].unflatten(1, (columns, several)).sum(2)
+        found.append(rows)
+    return torch.cat(found)
 
 
 def activation_features(hidden: Tensor, *, top: int = 0, columns: int = 512, seed: int = 0) -> Tensor:
@@ -113,6 +136,7 @@ class Coactivation:
             raise GatecError(f"top between 0 and the {units} hidden units", found=f"top={top}")
         self.units, self.top, self.columns, self.seed = units, top, columns, seed
         self.tokens = 0
+        self.spoken = torch.zeros(units, dtype=torch.float64)
         self.sums = torch.zeros(columns, units, dtype=torch.float64)
 
     def add(self, hidden: Tensor) -> None:
@@ -128,6 +152,7 @@ class Coactivation:
             if round_ == 0:
                 signs[:] = 1
             share = self.speak(at_least_float32(now)).to(self.sums)
+            self.spoken += share.sum(0)
             self.sums[first : first + n] += share * torch.from_numpy(signs[first : first + n, None])
             self.tokens += n
 
@@ -139,9 +164,16 @@ class Coactivation:
         return torch.zeros_like(tokens).scatter_(1, active.indices, (active.values > 0).to(tokens))
 
     def features(self) -> Tensor:
+        return unit_length(self.sums[: self.some()].T.float())
+
+    def rates(self) -> Tensor:
+        """How active each unit is: its mean share of a token, or with `top` how often it is among the largest."""
+        return self.spoken / self.some()
+
+    def some(self) -> int:
         if self.tokens == 0:
             raise GatecError("activations to tell units apart by", found="no tokens", hint="add some")
-        return unit_length(self.sums[: self.tokens].T.float())
+        return self.tokens
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -248,15 +280,8 @@ def means(grid: Tensor, labels: Labels, clusters: int) -> Tensor:
 def first_centres(grid: Tensor, clusters: int, seed: int) -> Tensor:
     """k-means++, the best of a few draws at each step (greedy), on a sketch of the features."""
     rng = np.random.default_rng(seed)
-    units, width = grid.shape
-    sketch = grid.double()
-    if width > SKETCH:
-        column = torch.from_numpy(rng.integers(0, SKETCH, width))
-        sign = torch.from_numpy(rng.choice([-1.0, 1.0], width))
-        sketch = torch.cat([
-            torch.zeros(len(rows), SKETCH, dtype=torch.float64).index_add_(1, column, rows * sign)
-            for rows in chunks(grid)
-        ])  # fmt: skip
+    units = len(grid)
+    sketch = sketched((rows.double() for rows in chunks(grid)), SKETCH, seed)
     square = sketch.square().sum(dim=1).numpy()
 
     def to(picked: NDArray[np.int64]) -> Costs:
