@@ -42,6 +42,7 @@ from gatec.moe import (  # noqa: E402
     pairs_of,
     router,
     router_named,
+    splitting,
     task,
     upcycle,
     watching,
@@ -70,6 +71,6 @@ __all__ = [  # noqa: RUF022 - in the order in which a reader meets them
     # what a pass is made of
     "Activation", "Attention", "Block", "Branch", "Case", "Coactivation", "Equation", "Features", "Gate", "Hole", "Inner",
     "Layer", "Linear", "Pairs", "Part", "Projection", "Router", "Site", "balanced_clusters", "copies", "equation",
-    "gated_delta_rule", "grouped_linear", "here", "linear_attention", "linear_recurrence", "mixture", "order", "pairs_of",
-    "places", "router", "router_named", "weight_features",
+    "gated_delta_rule", "grouped_linear", "here", "linear_attention", "linear_recurrence", "mixture", "order",
+    "pairs_of", "places", "router", "router_named", "splitting", "weight_features",
 ]  # fmt: skip

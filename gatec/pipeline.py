@@ -27,6 +27,7 @@ from gatec.trail import note
 from gatec.verify import distance, finite, forward
 
 Model = TypeVar("Model", bound=nn.Module)
+PLAIN = (int, float, str, bool, type(None))
 
 
 def convert(model: Model, *passes: Any, pass_: Any = None, inputs: Any = None, only: str | None = None,
@@ -72,8 +73,15 @@ def edited(gate: Gate | Tool, own: dict[str, Any], program: Program, undo: list[
 
 def step(gate: Gate | Tool, own: dict[str, Any], edits: list[Edit]) -> dict[str, Any]:
     """One line of a recipe: the pass, its options as far as they are data, and the sites where it was put."""
-    plain = {k: v for k, v in own.items() if isinstance(v, (int, float, str, bool, type(None)))}
-    return {"pass": gate.name, "options": plain, "sites": [e.site for e in edits if e.verdict == "put"]}
+    plain = {k: v for k, v in own.items() if isinstance(v, (*PLAIN, dict))}
+    return {"pass": gate.name, "options": _data(plain), "sites": [e.site for e in edits if e.verdict == "put"]}
+
+
+def _data(value: Any) -> Any:
+    """What a recipe can hold of a value: None for a tensor, since what was made of it lies in the checkpoint."""
+    if isinstance(value, dict):
+        return {str(k): _data(v) for k, v in value.items()}
+    return value if isinstance(value, PLAIN) else None
 
 
 def load(folder: str | Path, model: Model, *, inputs: Any = None, gates: Iterable[Gate] = ()) -> Model:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, fx, nn
+from torch._subclasses import FakeTensor
 
 from gatec.capture import unit_of, untouched
-from gatec.errors import Refused
+from gatec.errors import GatecError, Refused
 from gatec.inputs import example_inputs
 from gatec.layers import Inner, Layer, attribute, value_of
 from gatec.match import Linear, Match
@@ -23,7 +25,8 @@ CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 @dataclass
 class Site:
-    """Handed to check, after and birth. `root` is the whole model, `path` the module path of the rewritten unit."""
+    """Handed to check, after and birth. `root` is the whole model, `path` the module path of the rewritten unit, and
+    `name` the site as the report calls it."""
 
     root: nn.Module
     path: str
@@ -35,6 +38,7 @@ class Site:
     names: dict[int, list[str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     wide: tuple[Wide, ...] = ()  # parameters that were replaced by larger ones
+    name: str = ""
 
     def refuse(self, why: str) -> NoReturn:
         """Decline this place; the words become a line of the report."""
@@ -134,20 +138,46 @@ class Site:
         self.match = replace(self.match, layers=layers)
 
     def inputs(self, layer: Layer, data: Iterable[Any]) -> list[Tensor]:
-        """What flows into `layer` while the whole model runs over `data`: batches as `convert` takes inputs."""
+        """What flows into `layer` while the model runs over `data`, without the edit that is made here: batches as
+        `convert` takes inputs."""
         seen: list[Tensor] = []
         owner = self.module.get_submodule(layer.path)
+        own = {path.rpartition(".")[2] for path in (layer.spec.weight, layer.spec.bias) if path}
+        if not owner._parameters.keys() <= own:
+            self.refuse(
+                f"{layer.path or 'its module'} computes more than one layer, so that no data can be gathered there"
+            )
         hook = owner.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
+        ran = False
         try:
-            with torch.no_grad(), untouched(self.root):
-                for batch in [data] if isinstance(data, (Tensor, dict)) else data:
+            with torch.no_grad(), untouched(self.root), self._as_it_was():
+                for batch in [data] if isinstance(data, (Tensor, Mapping)) else data:
+                    ran = True
                     args, kwargs = example_inputs(self.root, batch)
                     self.root(*args, **kwargs)
         finally:
             hook.remove()
-        if not seen:
+        if not ran:
+            raise GatecError("calibration data with batches", found="none", where=self.name,
+                             hint="a list or a DataLoader: every layer goes through it, and an iterator runs out")  # fmt: skip
+        real = [x for x in seen if not isinstance(x, FakeTensor)]  # a capture runs the hook too
+        if not real:
             self.refuse(f"{layer.path} was not called as a module while the calibration data ran")
-        return seen
+        return real
+
+    @contextmanager
+    def _as_it_was(self) -> Iterator[None]:
+        """The unit without its newest edit."""
+        unit = unit_of(self.module)
+        assert unit is not None
+        newest, graphs = unit.rewrites.pop(), dict(unit.graphs)
+        unit.graphs.clear()
+        try:
+            yield
+        finally:
+            unit.rewrites.append(newest)
+            unit.graphs.clear()
+            unit.graphs.update(graphs)
 
     # -- what a pass may want to know before it touches weights ---------------------------------------------------
 

@@ -9,65 +9,115 @@ columns of down. A chosen expert has weight 1 with the gradient of its score, so
 Zhang et al. 2022, "MoEfication", https://arxiv.org/abs/2110.01786
 """
 
+from collections.abc import Iterator
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gatec import (
     Case,
-    Coactivation,
     Gate,
     GatecError,
-    balanced_clusters,
     mixture,
     order,
     places,
     router_named,
-    weight_features,
+    splitting,
 )
 
 
-def check(site, up, down, gate=None, *, experts: int = 8, top_k: int = 2, router: str = "softmax") -> None:
+def check(
+    site,
+    up,
+    down,
+    gate=None,
+    *,
+    experts: int = 8,
+    top_k: int = 2,
+    shared: int = 0,
+    router: str = "softmax",
+    partition=None,
+    nearest: bool = False,
+) -> None:
     router_named(router)
-    width = up.out_features
-    if not isinstance(experts, int) or not isinstance(top_k, int) or not 1 <= top_k <= experts:
+    if not all(isinstance(n, int) for n in (experts, top_k, shared)) or not 0 <= shared <= experts - top_k < experts:
         raise GatecError(
-            "1 <= top_k <= experts", found=f"experts={experts}, top_k={top_k}", hint="moe(experts=8,top_k=2)"
+            "1 <= top_k <= experts - shared",
+            found=f"experts={experts}, top_k={top_k}, shared={shared}",
+            hint="moe(experts=8,top_k=2)",
         )
-    if width % experts:
-        fits = ", ".join(str(e) for e in range(2, min(width, 64) + 1) if width % e == 0)
-        site.refuse(f"{experts} experts do not divide its {width} hidden units; these do: {fits}")
+    split = split_of(site, up, partition, experts, top_k, shared, nearest)
+    width = up.out_features
+    if split.experts < top_k + shared or width % split.experts:
+        fits = ", ".join(str(e) for e in range(top_k + shared, min(width, 64) + 1) if width % e == 0)
+        site.refuse(f"{split.experts} experts do not divide its {width} hidden units; these do: {fits}")
     for name in ("up", "down", *(["gate"] if gate else [])):
         site.movable(name)
 
 
+def split_of(site, up, partition, experts: int, top_k: int, shared: int, nearest: bool) -> splitting.Split:
+    """How this site is split; where the number of experts does not fit, into the nearest that does, if that is allowed."""
+    split = splitting.split_at(site.name, site.root, partition, experts, shared)
+    if not nearest or up.out_features % split.experts == 0 or up.out_features < top_k + shared:
+        return split
+    found = splitting.nearest(up.out_features, split.experts, top_k + shared)
+    site.note(f"{found} experts, because {split.experts} do not divide its {up.out_features} hidden units")
+    return replace(split, experts=found)
+
+
 def after(
-    site, x, up, act, *, experts: int = 8, top_k: int = 2, router: str = "softmax", hidden: int = 0, tasks: int = 1
-):
-    route = site.add("router", lambda: new_router(site, up, router, experts, top_k, hidden, tasks), near=up)
-    return mixture(site, x, act, route, site.added_value("router"))
+    site, x, up, act, *, experts: int = 8, top_k: int = 2, shared: int = 0, router: str = "softmax", hidden: int = 0,
+    tasks: int = 1, partition=None, nearest: bool = False,
+):  # fmt: skip
+    def new():
+        split = split_of(site, up, partition, experts, top_k, shared, nearest)
+        return new_router(site, up, router, split.experts - shared, top_k, shared, hidden, tasks)
+
+    route = site.add("router", new, near=up)
+    made = site.added_value("router")
+    always = up.out_features // (made.experts + shared) * shared
+    return mixture(site, x, act, route, made, always)
 
 
-def new_router(site, up, kind: str, experts: int, top_k: int, hidden: int, tasks: int):
+def new_router(site, up, kind: str, experts: int, top_k: int, shared: int, hidden: int, tasks: int):
     like = site.like(up)
     router = router_named(kind)(up.in_features, experts, top_k, hidden=hidden, tasks=tasks, **like)
+    router.shared = shared
     router.register_buffer("order", torch.arange(up.out_features, device=like["device"]))
     return router
 
 
-def birth(site, up, act, down, gate=None, *, experts: int = 8, seed: int = 0, calibration=None) -> None:
-    """Cluster the hidden units, reorder them in place, and point each router row at its expert's mean weight row."""
+def birth(
+    site,
+    up,
+    act,
+    down,
+    gate=None,
+    *,
+    experts: int = 8,
+    shared: int = 0,
+    seed: int = 0,
+    partition=None,
+    calibration=None,
+) -> None:
+    """Deal out the hidden units, reorder them in place, and point each router row at its expert's mean weight row."""
     rows = [layer.weight.detach() for layer in (gate, up) if layer]
     if not all(bool(r.isfinite().all()) for r in rows):
         site.refuse("its weights hold NaN or infinity")
-    features = weight_features(rows) if calibration is None else activations(site, up, act, gate, calibration)
-    units = order(balanced_clusters(features, experts, seed=seed), experts).to(up.weight.device)
-    reorder(site, units, up, down, gate)
     router = site.added_value("router")
+    split = replace(
+        splitting.split_at(site.name, site.root, partition, experts, shared), experts=router.experts + shared
+    )
+    seen = None if calibration is None else lambda: activations(site, up, act, gate, calibration)
+    labels = splitting.labels_of(split, rows, down.weight.detach(), seen, seed, site.name)
+    units = order(labels, split.experts).to(up.weight.device)
+    reorder(site, units, up, down, gate)
     with torch.no_grad():
         router.order.copy_(units)
-        centres = F.normalize((gate or up).weight.float(), dim=1).unflatten(0, (experts, -1)).mean(1)
-        router.start(centres)
+        directions = F.normalize((gate or up).weight.float(), dim=1).unflatten(0, (split.experts, -1))
+        router.start(directions[shared:].mean(1))
     if router.kept:
         site.note(router.kept)
 
@@ -78,16 +128,15 @@ def moved(site) -> Tensor:
 
 def share(site) -> float:
     router = site.added_value("router")
-    return router.top_k / router.experts
+    return (router.top_k + router.shared) / (router.experts + router.shared)
 
 
-def activations(site, up, act, gate, calibration) -> Tensor:
-    """Co-activation features from the inputs that calibration data brings to this MLP."""
-    seen = Coactivation(up.out_features)
+@torch.no_grad()
+def activations(site, up, act, gate, calibration) -> Iterator[Tensor]:
+    """The hidden layer [tokens, units] for what calibration data brings to this MLP."""
     for x in site.inputs(gate or up, calibration):
         hidden = act(F.linear(x, (gate or up).weight, (gate or up).bias))
-        seen.add((hidden * F.linear(x, up.weight, up.bias) if gate else hidden).flatten(0, -2))
-    return seen.features()
+        yield (hidden * F.linear(x, up.weight, up.bias) if gate else hidden).flatten(0, -2)
 
 
 def reorder(site, units: Tensor, up, down, gate) -> None:
@@ -136,12 +185,17 @@ def broken() -> nn.Module:
     return model
 
 
+def normed() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.LayerNorm(16), nn.Linear(16, 8))
+
+
 def mlp() -> nn.Sequential:
     return nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8))
 
 
 X = (torch.linspace(-2, 2, 32).reshape(4, 8),)
 ALL = {"experts": 4, "top_k": 4}
+SHARED = {"experts": 4, "top_k": 3, "shared": 1}
 GATE = Gate(
     before=(places.dense, places.gated), after=after, check=check, birth=birth, moved=moved, share=share,
     born="drifts: every token sees only its top_k experts",
@@ -149,6 +203,10 @@ GATE = Gate(
         Case("dense", mlp, X, options=ALL),
         Case("gated, packed", GatedMLP, X, options=ALL),
         Case("no bias", lambda: GatedMLP(True), X, options=ALL),
+        Case("shared expert, gated", GatedMLP, X, options=SHARED),
+        Case("by labels", mlp, X, options={**ALL, "partition": [n % 4 for n in range(16)]}),
+        Case("the nearest number", mlp, X, options={"experts": 5, "top_k": 4, "nearest": True}),
+        Case("layer norm inside", normed, X, refuses="LayerNorm at 2", put=0, options=ALL),
         Case("seven do not divide sixteen", mlp, X, refuses="7 experts do not divide its 16 hidden units",
              options={"experts": 7}),
         Case("tied weights", Tied, X, refuses="is shared with", options=ALL),

@@ -117,7 +117,7 @@ X = (torch.linspace(-2, 2, 32).reshape(4, 8),)
 FEW = {"experts": 3, "top_k": 2}
 GATE = Gate(
     before=(places.dense, places.gated), after=after, check=check, birth=birth, drifts=drifts, moved=moved, share=share,
-    widens=True, tries={"experts": 2, "top_k": 1}, born="drifts: a weighted sum of equals rounds",
+    tries={"experts": 2, "top_k": 1}, born="drifts: a weighted sum of equals rounds",
     cases=(
         Case("dense", mlp, X, options=FEW),
         Case("gated, packed", GatedMLP, X, options=FEW),

@@ -3,6 +3,7 @@
 import gatec.moe.fixed
 import gatec.moe.masked
 import gatec.moe.width  # noqa: F401 - these make their routers known
+from gatec.moe import splitting
 from gatec.moe.balance import losses, task
 from gatec.moe.health import Health, health, watching
 from gatec.moe.mixture import mixture
@@ -21,6 +22,7 @@ __all__ = [
     "pairs_of",
     "router",
     "router_named",
+    "splitting",
     "task",
     "upcycle",
     "watching",

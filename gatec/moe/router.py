@@ -39,6 +39,7 @@ class Router(nn.Module):
     fixed = True
     follows_centres = True
     kept = ""  # what is given up even if every expert may be chosen
+    shared = 0  # experts that every token has besides
     order: Tensor
     seen: Tensor
 

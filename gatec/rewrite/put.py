@@ -132,7 +132,8 @@ def _one(work: Work, name: str, index: int, match: Match, undo: Undo) -> Edit:
         local = {k: v.within(where.path) for k, v in match.layers.items()}
         rewrite = Rewrite(gate, work.options, local, index, relative(name, where.path), where.inlined, where.doors)
         module = work.program.module(where.path)
-        site = Site(work.program.model, where.path, module, replace(match, layers=local), names=work.program.names)
+        site = Site(work.program.model, where.path, module, replace(match, layers=local), names=work.program.names,
+                    name=name)  # fmt: skip
         if gate.check:
             gate.check(site, **bound(gate, gate.check, site, work.options))
         installable(module)

@@ -50,7 +50,7 @@ class Rewrite:
                  graph_of: GraphOf | None = None, undo: Undo | None = None) -> Site | None:  # fmt: skip
         """Rewrite `graph`. None for a replay on a call that does not come by these layers at all."""
         site = Site(root or module, path, module, self.match, fx.proxy.GraphAppendingTracer(graph), self.added,
-                    undo if undo is not None else [])  # fmt: skip
+                    undo if undo is not None else [], name=self.site_under(path))  # fmt: skip
         if self.doors is not None:
             return self._enclosed(site, graph)
         graph_of = graph_of or children_of(module, graph)

@@ -10,6 +10,7 @@ from gatec.capture import unit_of
 from gatec.errors import Refused
 from gatec.gate import Gate
 from gatec.match import Flow, Linear, Match, Part, Term
+from gatec.match.layers import Norm
 from gatec.match.terms import below, join
 from gatec.program import Program
 
@@ -104,6 +105,8 @@ def relative(site: str, path: str) -> tuple[int, str]:
 
 
 def describe(term: Term) -> str:
+    if isinstance(term.data, Norm):
+        return f"{term.data.kind} at {term.data.path}" if term.data.path else term.data.kind
     name = term.op.partition(":")[2] or term.op
     where = term.data[0] if isinstance(term.data, tuple) and term.data else term.data
     return f"{name} at {where}" if isinstance(where, str) and where else name
