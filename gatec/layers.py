@@ -28,6 +28,11 @@ class Layer:
         return self.spec.out
 
     @property
+    def positions(self) -> int:
+        """How many dimensions come after the features of its inputs: none but for a convolution."""
+        return self.spec.positions
+
+    @property
     def in_features(self) -> int:
         return int(self.weight.shape[1])
 
@@ -54,6 +59,8 @@ class Layer:
 
 def rows(weight: Any, spec: Linear) -> Any:
     """The [out, in] view of the rows of `weight` that make the outputs of a layer."""
+    if spec.positions:
+        return weight.flatten(1)
     whole = weight.t() if spec.transposed else weight
     return whole[spec.outputs] if spec.packed else whole
 

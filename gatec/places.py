@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from gatec.equation import Activation
-from gatec.match import Attention, Block, Branch, Features, Linear, Projection, here
+from gatec.match import Attention, Block, Branch, Features, Linear, Pointwise, Projection, here
 
 
 def dense(x: Tensor, up: Linear, act: Activation, down: Linear) -> Any:
@@ -16,6 +16,10 @@ def dense(x: Tensor, up: Linear, act: Activation, down: Linear) -> Any:
 
 def gated(x: Tensor, gate: Linear, act: Activation, up: Linear, down: Linear) -> Any:
     return down(act(gate(x)) * up(x))
+
+
+def pointwise(x: Tensor, up: Pointwise, act: Activation, down: Pointwise) -> Any:
+    return down(act(up(x)))
 
 
 def dense_hidden(x: Tensor, up: Linear, act: Activation, down: Linear) -> Any:

@@ -143,7 +143,7 @@ class Site:
         seen: list[Tensor] = []
         owner = self.module.get_submodule(layer.path)
         own = {path.rpartition(".")[2] for path in (layer.spec.weight, layer.spec.bias) if path}
-        if not owner._parameters.keys() <= own:
+        if not {name for name, _ in owner.named_parameters(recurse=False)} <= own:
             self.refuse(
                 f"{layer.path or 'its module'} computes more than one layer, so that no data can be gathered there"
             )

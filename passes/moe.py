@@ -135,6 +135,7 @@ def share(site) -> float:
 def activations(site, up, act, gate, calibration) -> Iterator[Tensor]:
     """The hidden layer [tokens, units] for what calibration data brings to this MLP."""
     for x in site.inputs(gate or up, calibration):
+        x = x.movedim(-1 - up.positions, -1)
         hidden = act(F.linear(x, (gate or up).weight, (gate or up).bias))
         yield (hidden * F.linear(x, up.weight, up.bias) if gate else hidden).flatten(0, -2)
 
@@ -197,7 +198,7 @@ X = (torch.linspace(-2, 2, 32).reshape(4, 8),)
 ALL = {"experts": 4, "top_k": 4}
 SHARED = {"experts": 4, "top_k": 3, "shared": 1}
 GATE = Gate(
-    before=(places.dense, places.gated), after=after, check=check, birth=birth, moved=moved, share=share,
+    before=(places.dense, places.gated, places.pointwise), after=after, check=check, birth=birth, moved=moved, share=share,
     born="drifts: every token sees only its top_k experts",
     cases=(
         Case("dense", mlp, X, options=ALL),

@@ -117,6 +117,29 @@ def test_without_data_the_largest_units_are_shared():
     assert (labels == 0).nonzero().flatten().tolist() == list(range(4, 12))
 
 
+@pytest.mark.parametrize("partition", ["weights", "importance"])
+@pytest.mark.parametrize("kind, sizes", [(nn.Conv1d, (5,)), (nn.Conv2d, (3, 5)), (nn.Conv3d, (2, 3, 2))])
+def test_convolutions_of_one_position(kind, sizes, partition):
+    dense = made(lambda: nn.Sequential(kind(6, UNITS, 1), nn.GELU(), kind(UNITS, 4, 1, bias=False)))
+    x = drawn(2, 6, *sizes)
+    options = {"shared": 1, "partition": partition, "calibration": [x]}
+    split = gatec.convert(dense, "moe", inputs=x, experts=4, top_k=3, **options)
+    assert relative(split(x), dense(x)) < 1e-12
+    assert relative(split(x[..., :-1]), dense(x[..., :-1])) < 1e-12
+    back = gatec.revert(split).state_dict()
+    assert all(torch.equal(v, back[n]) for n, v in dense.state_dict().items())
+    few = gatec.convert(dense, "moe", inputs=x, experts=4, top_k=1)
+    assert few(x).shape == dense(x).shape and relative(few(x), dense(x)) > 1e-3
+
+
+@pytest.mark.parametrize(
+    "other", [{"kernel_size": 3, "padding": 1}, {"kernel_size": 1, "groups": 2}, {"kernel_size": 1, "stride": 2}]
+)
+def test_other_convolutions_are_no_place(other):
+    model = nn.Sequential(nn.Conv2d(6, UNITS, **other), nn.ReLU(), nn.Conv2d(UNITS, 4, 1)).double()
+    assert not any(e.verdict == "put" for e in gatec.why(model, "moe", inputs=drawn(2, 6, 4, 4)))
+
+
 # per layer
 
 

@@ -9,9 +9,9 @@ from torch import nn
 
 from gatec.match.attention import attention
 from gatec.match.flow import Flow
-from gatec.match.terms import Part, Term
+from gatec.match.terms import Linear, Part, Term
 
-Filling = tuple[Part, Term]  # what fills the hole, and the value that it is called on
+Filling = tuple[Linear | Part, Term]  # what fills the hole, and the value that it is called on
 
 
 class Hole:
@@ -63,6 +63,21 @@ class Features(Hole):
         if term.op == "linear" and not term.data.packed:
             called = flow.calls.get(term.data.path)
             yield Part(term.data.path if called and called.given.data == term.data else term.data.weight), term.args[0]
+
+
+class Pointwise(Hole):
+    """A convolution that sees one position at a time: a linear layer over channels, which stand before the positions."""
+
+    @classmethod
+    def fillings(cls, flow: Flow, term: Term, x: Term | None) -> Iterator[Filling]:
+        conv = term.data
+        if term.op != "conv" or conv.groups != 1 or any(size != 1 for size in conv.kernel):
+            return
+        layer = flow.canon.module_of(conv.path)
+        plain = repr(((1,) * len(conv.kernel), (0,) * len(conv.kernel), (1,) * len(conv.kernel)))
+        if isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) and conv.given == plain:
+            rows, positions = (0, conv.out, 1), len(conv.kernel)
+            yield Linear(conv.path, conv.weight, conv.bias, False, conv.out, rows, conv.fan, positions), term.args[0]
 
 
 class Projection(Features):

@@ -16,7 +16,10 @@ class Buffer(str):
 
 @dataclass(frozen=True)
 class Linear:
-    """A linear layer by the paths of its parameters; `rows` (start, stop, step) says which outputs of a packed one."""
+    """A linear layer by the paths of its parameters; `rows` (start, stop, step) says which outputs of a packed one.
+
+    A convolution that sees one position at a time is one over channels, with `positions` dimensions after them.
+    """
 
     path: str
     weight: str
@@ -25,6 +28,7 @@ class Linear:
     width: int
     rows: Rows
     fan: int = field(default=0, compare=False)  # inputs of each output; says nothing about which layer it is
+    positions: int = field(default=0, compare=False)
 
     @property
     def out(self) -> int:

@@ -13,11 +13,12 @@ from gatec.site import Site
 def mixture(site: Site, x: Any, act: Any, route: Any, router: Any, always: int = 0) -> Any:
     """What the experts of the MLP at `site` make of x, each token's weighted by `route`, plus what is added after them once.
 
-    The first `always` hidden units serve every token. Behind them expert e owns rows e*m ... (e+1)*m of `up` (and `gate`),
+    Channels of x that stand before positions (`up.positions` of them) go there again. The first `always` hidden units serve every token. Behind them expert e owns rows e*m ... (e+1)*m of `up` (and `gate`),
     and the same columns of `down`.
     """
     layers: dict[str, Any] = site.layers
     up, gate, down = layers["up"], layers.get("gate"), layers["down"]
+    x = x.movedim(-1 - up.positions, -1) if up.positions else x
     flat = x.reshape(-1, up.in_features)
     pairs = pairs_of(route(flat), router)
     rows = pairs.gather(flat)
@@ -30,7 +31,8 @@ def mixture(site: Site, x: Any, act: Any, route: Any, router: Any, always: int =
     if always:
         y = y + F.linear(dropped(site, head(flat, up, act, gate, always)), down.weight_node()[:, :always])
     bias = down.bias_node()
-    return (y if bias is None else y + bias).unflatten(0, x.shape[:-1])
+    y = (y if bias is None else y + bias).unflatten(0, x.shape[:-1])
+    return y.movedim(-1, -1 - up.positions) if up.positions else y
 
 
 def dropped(site: Site, inner: Any) -> Any:
