@@ -13,7 +13,8 @@ from gatec.site import Site
 def mixture(site: Site, x: Any, act: Any, route: Any, router: Any, always: int = 0) -> Any:
     """What the experts of the MLP at `site` make of x, each token's weighted by `route`, plus what is added after them once.
 
-    Channels of x that stand before positions (`up.positions` of them) go there again. The first `always` hidden units serve every token. Behind them expert e owns rows e*m ... (e+1)*m of `up` (and `gate`),
+    Channels of x that stand before `up.positions` positions go back there. The first `always` hidden units serve every token.
+    Behind them expert e owns rows e*m ... (e+1)*m of `up` (and `gate`),
     and the same columns of `down`.
     """
     layers: dict[str, Any] = site.layers
