@@ -28,6 +28,7 @@ Labels = NDArray[np.int64]
 ROWS = 2048  # units whose distances are computed at a time
 SKETCH = 256  # columns that the choice of the first centres looks at
 WIDEST = 4096  # columns of weights that are clustered as they are; more are sketched
+BOLD = (0.7, 0.35, 0.0)  # how much of what one unit's exchange gains is expected of all at once, until it gains nothing
 TOLERANCE = 3e-5  # a round which gains less than this share of the inertia gains nothing
 
 
@@ -42,18 +43,19 @@ def balanced_clusters(features: Tensor, clusters: int, *, seed: int = 0, iterati
     costs = distances(grid, first_centres(grid, clusters, seed))
     prices = level(costs, np.zeros(clusters))
     labels = best = assign(costs, prices)
-    least, bold = math.inf, room > 1
+    least, bold = math.inf, list(BOLD if room > 1 else BOLD[-1:])
     for _ in range(iterations):
         costs = distances(grid, means(grid, labels, clusters))
         inertia = float(square.sum() + costs[labels, each].sum())
         if inertia < least * (1 - TOLERANCE):
             least, best, costs_there = inertia, labels, costs
-        elif bold:
-            bold, costs = False, costs_there
+        elif len(bold) > 1:
+            del bold[0]
+            costs = costs_there
         else:
             break
-        if bold:
-            costs = exchanged(costs + square, best, room) - square
+        if bold[0]:
+            costs = exchanged(costs + square, best, room / bold[0]) - square
         prices = level(costs, prices)
         labels = assign(costs, prices)
     return torch.from_numpy(best).to(features.device)
@@ -257,7 +259,7 @@ def distances(grid: Tensor, centres: Tensor) -> Costs:
     return costs
 
 
-def exchanged(costs: Costs, labels: Labels, room: int) -> Costs:
+def exchanged(costs: Costs, labels: Labels, room: float) -> Costs:
     """Distances as they are once the unit has moved and its centre with it (Hartigan).
 
     A unit pulls its own centre towards itself, the more so the fewer units there are, and would

@@ -20,18 +20,19 @@ from gatec.bench.depth import depths
 from gatec.bench.experts import experts
 from gatec.bench.matrices import matrices
 from gatec.bench.papers import literature
+from gatec.bench.partitions import partitions
 from gatec.bench.running import running
 from gatec.bench.scan import scan
 from gatec.errors import GatecError
 
 Row = dict[str, Any]
 BENCHMARKS: dict[str, Callable[..., list[Row]]] = {
-    "convert": conversion, "moe": experts, "capture": depths, "coverage": sweep,
+    "convert": conversion, "moe": experts, "partition": partitions, "capture": depths, "coverage": sweep,
     "papers": literature, "scan": scan, "matrices": matrices, "compile": compiling, "kernels": running,
 }  # fmt: skip
 PACKAGES = (
-    "diffusers", "flash-linear-attention", "liger-kernel", "scattermoe", "timm", "torch-rechub", "torchfm", "transformers",
-    "triton",
+    "diffusers", "flash-linear-attention", "k-means-constrained", "liger-kernel", "scattermoe", "timm", "torch-rechub", "torchfm",
+    "transformers", "triton",
 )  # fmt: skip
 RESULTS = Path(__file__).parent / "results"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch.nn import functional as F
@@ -10,52 +11,43 @@ from gatec.moe.pairs import Pairs, pairs_of
 from gatec.site import Site
 
 
-def mixture(site: Site, x: Any, act: Any, route: Any, router: Any, always: int = 0) -> Any:
-    """What the experts of the MLP at `site` make of x, each token's weighted by `route`, plus what is added after them once.
+def mixture(site: Site, x: Any, act: Any, route: Any, router: Any, first: int = 0) -> Any:
+    """What `experts` of the MLP at `site` make of x, each token's weighted by `route`, plus what is added after them once.
 
-    Channels of x that stand before `up.positions` positions go back there. The first `always` hidden units serve every token.
-    Behind them expert e owns rows e*m ... (e+1)*m of `up` (and `gate`),
-    and the same columns of `down`.
+    Expert e owns m rows of `up` (and `gate`), those from first + e*m on, and the same columns of `down`. The hidden units
+    before `first` run for every token.
     """
     layers: dict[str, Any] = site.layers
-    up, gate, down = layers["up"], layers.get("gate"), layers["down"]
+    up, down = layers["up"], layers["down"]
     x = x.movedim(-1 - up.positions, -1) if up.positions else x
     flat = x.reshape(-1, up.in_features)
     pairs = pairs_of(route(flat), router)
     rows = pairs.gather(flat)
-    inner = act(block_linear(gate or up, rows, pairs, router.experts, always))
-    if gate:
-        inner = inner * block_linear(up, rows, pairs, router.experts, always)
-    columns = down.weight_node()[:, always:] if always else down.weight_node()
-    out = pairs.linear(dropped(site, inner), columns.unflatten(1, (router.experts, -1)).permute(1, 0, 2))
-    y = pairs.combine(out, flat)
-    if always:
-        y = y + F.linear(dropped(site, head(flat, up, act, gate, always)), down.weight_node()[:, :always])
+    inner = hidden(site, act, lambda layer: block_linear(layer, rows, pairs, router.experts, first))
+    columns = down.weight_node()[:, first:] if first else down.weight_node()
+    y = pairs.combine(pairs.linear(inner, columns.unflatten(1, (router.experts, -1)).permute(1, 0, 2)), flat)
+    if first:
+        inner = hidden(site, act, lambda layer: F.linear(flat, *(v[:first] for v in weights(layer) if v is not None)))
+        y = y + F.linear(inner, down.weight_node()[:, :first])
     bias = down.bias_node()
     y = (y if bias is None else y + bias).unflatten(0, x.shape[:-1])
     return y.movedim(-1, -1 - up.positions) if up.positions else y
 
 
-def dropped(site: Site, inner: Any) -> Any:
+def hidden(site: Site, act: Any, project: Callable[[Any], Any]) -> Any:
+    """The hidden layer, where `project` gives what a layer makes of the input."""
+    layers: dict[str, Any] = site.layers
+    gate = layers.get("gate")
+    inner = act(project(gate)) * project(layers["up"]) if gate else act(project(layers["up"]))
     return F.dropout(inner, site.dropout, True) if site.dropout else inner
 
 
-def head(flat: Any, up: Any, act: Any, gate: Any, units: int) -> Any:
-    """The first hidden units, of every token."""
-
-    def linear(layer: Any) -> Any:
-        bias = layer.bias_node()
-        return F.linear(flat, layer.weight_node()[:units], None if bias is None else bias[:units])
-
-    return act(linear(gate)) * linear(up) if gate else act(linear(up))
+def weights(layer: Any) -> tuple[Any, Any]:
+    return layer.weight_node(), layer.bias_node()
 
 
-def block_linear(layer: Any, rows: Any, pairs: Pairs, experts: int, first: int = 0) -> Any:
-    """Each pair's row through its expert's rows of `layer`; the experts begin at row `first`."""
-    weight, bias = layer.weight_node(), layer.bias_node()
-    weight, bias = weight[first:] if first else weight, bias[first:] if first and bias is not None else bias
-    return pairs.linear(
-        rows,
-        weight.unflatten(0, (experts, -1)),
-        None if bias is None else bias.unflatten(0, (experts, -1)),
-    )
+def block_linear(layer: Any, rows: Any, pairs: Pairs, experts: int, first: int) -> Any:
+    """Each pair's row through its expert's rows of `layer`, which begin at `first`."""
+    weight, bias = (v[first:] if first and v is not None else v for v in weights(layer))
+    bias = None if bias is None else bias.unflatten(0, (experts, -1))
+    return pairs.linear(rows, weight.unflatten(0, (experts, -1)), bias)
