@@ -10,11 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_map_only
 
 from gatec.capture import unit_of
 from gatec.catalog import Step, Tool, steps
 from gatec.catalog import gate as gate_named
+from gatec.dealing import dealt
 from gatec.errors import GatecError
 from gatec.gate import Gate
 from gatec.history import fill, read, remember, shapes
@@ -24,37 +27,43 @@ from gatec.report import Report, attach
 from gatec.rewrite import back, put
 from gatec.shrink import shrink
 from gatec.trail import note
-from gatec.verify import distance, finite, forward
+from gatec.verify import distance, filled, finite, forward, together
 
 Model = TypeVar("Model", bound=nn.Module)
 PLAIN = (int, float, str, bool, type(None))
 
 
 def convert(model: Model, *passes: Any, pass_: Any = None, inputs: Any = None, only: str | None = None,
-            progress: Callable[[str], Any] | None = None, **options: Any) -> Model:  # fmt: skip
+            progress: Callable[[str], Any] | None = None, group: Any = None, **options: Any) -> Model:  # fmt: skip
     """A copy of `model` with the gates of `passes` put in; `model` is not touched.
 
     passes   "moe", "glu,prune", "moe(experts=8,top_k=2)", a Gate, or a list of these; also pass_= and **{"pass": ...}
     inputs   what the model eats: a tensor, a tuple, or a dict of keyword arguments; guessed where the model says so
     only     a regular expression over site names (module paths)
+    group    a torch.distributed process group that shares the work: each process converts some of the places
     options  of the one pass: convert(model, "moe", experts=8, top_k=2)
 
     `gatec.report(result)` tells what was put where, what was left and why, and how far the output moved.
     Raises GatecError if nothing could be put anywhere.
     """
-    return convert_(copied(model), *passes, pass_=pass_, inputs=inputs, only=only, progress=progress, **options)
+    return convert_(copied(model), *passes, pass_=pass_, inputs=inputs, only=only, progress=progress, group=group,
+                    **options)  # fmt: skip
 
 
 def convert_(model: Model, *passes: Any, pass_: Any = None, inputs: Any = None, only: str | None = None,
-             progress: Callable[[str], Any] | None = None, **options: Any) -> Model:  # fmt: skip
+             progress: Callable[[str], Any] | None = None, group: Any = None, **options: Any) -> Model:  # fmt: skip
     """`convert` in place. If anything fails the model is as it was, to the bit."""
     wanted = steps([*passes, *([pass_] if pass_ else []), *_keyword(options)], options)
     chosen = _pattern(only)
     program = prepare(model, inputs)
+    filled(model)
     with all_or_nothing() as undo:
         for gate, own in wanted:
             here = (lambda site: bool(chosen.search(site))) if chosen else None
-            edits = edited(gate, own, program, undo, only=here, tick=progress)
+            if group is not None and isinstance(gate, Gate):
+                edits = dealt(gate, own, program, undo, group, only=here, tick=progress)
+            else:
+                edits = edited(gate, own, program, undo, only=here, tick=progress)
             remember(model, step(gate, own, edits), undo)
             note(gate.name, model, edits)
         _something(program, wanted)
@@ -84,11 +93,13 @@ def _data(value: Any) -> Any:
     return value if isinstance(value, PLAIN) else None
 
 
-def load(folder: str | Path, model: Model, *, inputs: Any = None, gates: Iterable[Gate] = ()) -> Model:
+def load(folder: str | Path, model: Model, *, inputs: Any = None, gates: Iterable[Gate] = (),
+         tensors: bool = True) -> Model:  # fmt: skip
     """The model that `gatec.save` wrote into `folder`, from a freshly built base model (which is not touched).
 
     The recipe is replayed without giving birth to anything, then the tensors are loaded. Names are looked up in the
-    catalogue of passes, or in `gates`: a recipe holds no code.
+    catalogue of passes, or in `gates`: a recipe holds no code. A base model on the meta device takes the saved tensors
+    as its own; with `tensors=False` it stays there, to be sharded first and filled by torch.distributed.checkpoint.
     """
     model, own = copied(model), {g.name: g for g in gates}
     for line in read(folder):
@@ -105,7 +116,7 @@ def load(folder: str | Path, model: Model, *, inputs: Any = None, gates: Iterabl
                 raise GatecError(f"the sites of {found.name} in {type(model).__name__}", found=f"none at {sorted(missing)[0]}",
                                  where=str(folder), hint="load into a fresh model of the same configuration")  # fmt: skip
             remember(model, line, undo)
-    return fill(model, folder)
+    return fill(model, folder) if tensors else model
 
 
 def why(model: nn.Module, *passes: Any, inputs: Any = None, **options: Any) -> list[Edit]:
@@ -133,15 +144,27 @@ def prepare(model: nn.Module, inputs: Any) -> Program:
     """The recorded program of a model that is fit to be rewritten."""
     if not isinstance(model, nn.Module):
         raise GatecError("a torch.nn.Module", found=type(model).__name__, hint="gatec.zoo.load builds models from text")
+    together(model)
     finite(model, type(model).__name__)
     args, kwargs = example_inputs(model, inputs)
     if "use_cache" in inspect.signature(model.forward).parameters:
         kwargs.setdefault("use_cache", False)  # a cache would outlive the recorded forward
     try:
-        return Program.of(model, args, kwargs)
+        with _without_data(model) as fake:
+            return Program.of(model, *fake((args, kwargs)))
     except Exception as e:
         raise GatecError(f"example inputs that {type(model).__name__} takes", found=_first_line(e),
                          hint="gatec.convert(model, ..., inputs=...) with what model(...) runs on") from e  # fmt: skip
+
+
+@contextmanager
+def _without_data(model: nn.Module) -> Iterator[Callable[[Any], Any]]:
+    """For a model on the meta device: inputs as torch's own stand-ins, which libraries know not to look into."""
+    if not any(p.is_meta for p in model.parameters()):
+        yield lambda value: value
+        return
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        yield lambda value: tree_map_only(Tensor, lambda t: mode.from_tensor(t.to("meta")), value)
 
 
 def _first_line(e: Exception) -> str:
@@ -173,6 +196,8 @@ def _keyword(options: dict[str, Any]) -> list[Any]:
 
 
 def copied(model: Model) -> Model:
+    if isinstance(model, nn.Module):
+        together(model)
     try:
         return copy.deepcopy(model)
     except Exception as e:

@@ -113,6 +113,7 @@ def fill(model: nn.Module, folder: Path) -> None:
         with opened(file) as f, torch.no_grad():
             for name in f.keys():  # noqa: SIM118 - not a dict
                 put(model, state, name, f.get_tensor(name))
+    complete(model)
 
 
 def put(model: nn.Module, state: dict[str, Any], name: str, value: Tensor) -> None:
@@ -121,10 +122,54 @@ def put(model: nn.Module, state: dict[str, Any], name: str, value: Tensor) -> No
     if not mine.is_meta:
         mine.copy_(value)
         return
-    new = nn.Parameter(value.to(mine.dtype), mine.requires_grad) if isinstance(mine, nn.Parameter) else value
+    value = value.to(mine.dtype, copy=True)  # in a file tensors lie at any address, and products want them aligned
+    new = nn.Parameter(value, mine.requires_grad) if isinstance(mine, nn.Parameter) else value
     for tied in (n for n, v in state.items() if v is mine):
         owner, _, leaf = tied.rpartition(".")
         setattr(model.get_submodule(owner), leaf, new)
+
+
+def complete(model: nn.Module) -> None:
+    """Buffers that no file holds, on meta until now: computed anew, where their module or its library says how."""
+    for path, module in model.named_modules():
+        lost = [n for n, b in module._buffers.items() if b is not None and b.is_meta]
+        for name in lost:
+            module._buffers[name] = _unset(module._buffers[name])
+        if lost:
+            _start(model, module)
+        for name in lost:
+            if not _set(module._buffers[name]):
+                raise GatecError("a model whose buffers are saved or can be computed anew",
+                                 found=f"{path}.{name} on the meta device".lstrip("."), where=type(model).__name__,
+                                 hint="a method reset_buffers() of its module, or buffers on a real device")  # fmt: skip
+
+
+def _start(model: nn.Module, module: nn.Module) -> None:
+    """First values of buffers, by a method that touches no parameter: the module's, or transformers' for every module."""
+    bare = next(module.parameters(), None) is None
+    names = ("reset_buffers", "reset_parameters") if bare else ("reset_buffers",)
+    own: Any = next((getattr(module, n) for n in names if hasattr(module, n)), None)
+    every: Any = getattr(model, "_init_weights", None)
+    if own is not None:
+        own()
+    elif bare and every is not None:
+        every(module)
+
+
+def _unset(buffer: Any) -> Tensor:
+    """Memory for a buffer, with what no module would put there."""
+    return torch.full(buffer.shape, _never(buffer.dtype), dtype=buffer.dtype)
+
+
+def _set(buffer: Any) -> bool:
+    never = _never(buffer.dtype)
+    return never != 0 and not bool((buffer.isnan() if never != never else buffer == never).any())
+
+
+def _never(kind: torch.dtype) -> float:
+    if kind.is_floating_point or kind.is_complex:
+        return float("nan")
+    return 0 if kind is torch.bool else torch.iinfo(kind).min
 
 
 def _checked(state: dict[str, Any], saved: Shapes, folder: Path) -> None:

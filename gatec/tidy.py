@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map
 
 from gatec.capture.around import first, with_first
-from gatec.capture.examples import pretending
+from gatec.capture.examples import pretending, whole
 from gatec.capture.guards import SELF, hold, writes
 from gatec.capture.shell import OWN
 from gatec.capture.structure import PLAIN
@@ -50,7 +50,7 @@ def example(module: nn.Module, node: fx.Node, mode: FakeTensorMode) -> Any:
     )
     with pretending(mode):
         if node.op == "call_module":
-            return module.get_submodule(str(node.target))(*args, **kwargs)
+            return whole(module.get_submodule(str(node.target)), args, kwargs, lambda p: _blank(p, mode))
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         return node.target(*args, **kwargs)  # type: ignore[operator]

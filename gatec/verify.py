@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.parameter import UninitializedParameter
 
 from gatec.capture import Call, untouched
@@ -94,6 +95,22 @@ def _run(module: nn.Module, call: Call, double: bool) -> Any:
     args, kwargs = copy.deepcopy((call.args, call.kwargs))
     with torch.no_grad(), untouched(module):
         return module(*args, **kwargs)
+
+
+def together(module: nn.Module) -> None:
+    """Refuse parameters of which this process has a shard only."""
+    for name, p in module.named_parameters():
+        if isinstance(p, DTensor):
+            raise GatecError("a model that is not sharded yet", found=f"a DTensor in {name}", where=type(module).__name__,
+                             hint="convert before sharding: gatec.convert, then fully_shard or parallelize_module")  # fmt: skip
+
+
+def filled(module: nn.Module) -> None:
+    """Refuse parameters without data: nothing can be born beside them."""
+    for name, p in module.named_parameters():
+        if p.is_meta:
+            raise GatecError("parameters with values", found=f"{name} on the meta device", where=type(module).__name__,
+                             hint="load its weights first; gatec.load replays what was saved on a meta model")  # fmt: skip
 
 
 def finite(module: nn.Module, where: str) -> None:

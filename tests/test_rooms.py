@@ -18,6 +18,7 @@ ROWS = [row.split() for row in [
     "gate site partition places",
     "verify tidy recognise projections",
     "rewrite",
+    "dealing parallel",
     "kernels regions dispatch autograd",
     "roofline reroll storing",
     "catalog onnx report history shrink trail",

@@ -18,6 +18,8 @@ from torch._subclasses.fake_tensor import (
     FakeTensor,
     FakeTensorMode,
 )
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from torch.func import functional_call
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -44,6 +46,25 @@ def pretending(mode: FakeTensorMode) -> Iterator[None]:
             yield
     finally:
         torch.set_autocast_cache_enabled(cached)
+
+
+class Unhooked(nn.Module):
+    """A module without what fully_shard does around its calls: gather parameters, which a trace replaces anyway."""
+
+    def __init__(self, held: nn.Module) -> None:
+        super().__init__()
+        self.held = held
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.held.forward(*args, **kwargs)
+
+
+def whole(module: nn.Module, args: Any, kwargs: Any, fake: Any, spare: dict[str, Tensor] | None = None) -> Any:
+    """An example of what a module gives, its parameters whole where they are sharded; `spare` stands for some tensors."""
+    spare = (spare or {}) | {n: fake(p) for n, p in module.named_parameters() if isinstance(p, DTensor)}
+    if isinstance(module, FSDPModule):
+        module, spare = Unhooked(module), {f"held.{n}": t for n, t in spare.items()}
+    return functional_call(module, spare, args, kwargs) if spare else module(*args, **kwargs)
 
 
 class Examples:
@@ -90,7 +111,7 @@ class Examples:
         try:
             with self.quiet(), _steady(self.tracer.contents):
                 spare = {n: self._fake(b) for n, b in module.named_buffers()}  # a forward may write to them
-                return functional_call(module, spare, args, kwargs) if spare else module(*args, **kwargs)
+                return whole(module, args, kwargs, self._fake, spare)
         except (*DEPENDS, Refused, RuntimeError, NotImplementedError) as e:
             return self._on_zeros(module, args, kwargs, e)
 
@@ -142,6 +163,10 @@ class Examples:
                 return t
             with self.mode:
                 return torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device)
+        if isinstance(t, DTensor):  # shards are traced as the whole that they are part of
+            with self.mode:
+                whole = torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device)
+            return whole.requires_grad_(t.requires_grad)
         return self.mode.from_tensor(t if t.is_leaf else t.detach().requires_grad_(t.requires_grad))
 
     def view(self, tensor: Tensor) -> Tensor:

@@ -13,4 +13,5 @@ def load(self: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> Non
     for edit in reversed(unit.edits if unit else ()):
         if not edit.only_fuses:
             edit.loads(self, state, prefix)
-    type(self).__mro__[1]._load_from_state_dict(self, state, prefix, *rest)  # type: ignore[attr-defined]
+    own: Any = unit.original if unit else type(self).__mro__[1]
+    own._load_from_state_dict(self, state, prefix, *rest)

@@ -220,7 +220,8 @@ def unit_of(module: nn.Module) -> Unit | None:
 def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
     unit: Unit | None = self.__dict__.get("_gatec")
     if unit is None or unit.tracing:  # a slice of a Sequential, or a forward that calls itself
-        return type(self).__mro__[1].forward(self, *args, **kwargs)  # type: ignore[attr-defined]
+        own: Any = unit.original if unit else type(self).__mro__[1]
+        return own.forward(self, *args, **kwargs)
     if not unit.outer:
         return inside(self, *args, **kwargs)
     leaves, key = spread(args, kwargs)

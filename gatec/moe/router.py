@@ -53,6 +53,10 @@ class Router(nn.Module):
         self.register_buffer("seen", torch.zeros(experts, dtype=torch.long, device=like.get("device")), False)
         self.build(width, hidden, like)
 
+    def reset_buffers(self) -> None:
+        """What no checkpoint holds, as it is at first."""
+        self.seen.zero_()
+
     def build(self, width: int, hidden: int, like: dict[str, Any]) -> None:
         self.score = scorer(width, self.experts, hidden, like)
 

@@ -1,0 +1,5 @@
+"""Experts over many processes: who holds them, how tokens reach them, and conversions that processes share."""
+
+from gatec.parallel.plans import Experts, ep_plan, expert_parallel, tp_plan
+
+__all__ = ["Experts", "ep_plan", "expert_parallel", "tp_plan"]
