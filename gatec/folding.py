@@ -33,7 +33,8 @@ def merge(model: Model, inputs: Any = None) -> Model:
     """A copy of `model` in which gates that are constants are part of the weights, and no longer there.
 
     Equal to the gated model up to rounding of the weights (measured per gate), or the gate is left where it is,
-    with the reason in `gatec.report(result)`: a gate that depends on the input cannot be folded.
+    with the reason in `gatec.report(result)`: a gate that depends on the input cannot be folded. A model without any gate left
+    is an ordinary one, and is saved like one.
     """
     model = copied(model)
     units = [(p, u) for p, m in model.named_modules() if (u := unit_of(m))]
