@@ -263,3 +263,25 @@ def test_tensors_of_another_recipe_are_refused(tmp_path):
         gatec.GatecError, match=r"^gatec: a recipe and tensors of one save\n  found tensors of another recipe"
     ):
         gatec.load(one, other(), inputs=X)
+
+
+DATA = [torch.linspace(-1, 2, 48).reshape(6, 8).roll(i, 0) for i in range(3)]
+LABELS = torch.arange(16) % 4
+SPLITS = {
+    "calibrated": {"calibration": DATA},
+    "important": {"partition": "importance", "calibration": DATA, "shared": 1},
+    "labels": {"partition": LABELS},
+    "labels of one site": {"partition": {"2": LABELS}},
+    "experts of one site": {"partition": {"2": 8, "6": LABELS}},
+}
+
+
+@pytest.mark.parametrize("how", SPLITS.values(), ids=[h.replace(" ", "-") for h in SPLITS])
+def test_data_and_labels_are_in_the_order_of_the_units_and_not_in_the_recipe(tmp_path, how):
+    model = gatec.convert(mlp(), "moe", experts=4, top_k=2, inputs=X, **how)
+    again = gatec.load(gatec.save(model, tmp_path), other(), inputs=X)
+    assert torch.equal(again(X), model(X))
+    again.load_state_dict(mlp().state_dict())
+    assert torch.equal(again(X), model(X))
+    dense = mlp().state_dict()
+    assert all(torch.equal(v, dense[n]) for n, v in gatec.revert(again).state_dict().items())
