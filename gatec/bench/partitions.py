@@ -36,7 +36,12 @@ def _row(units: int, width: int, experts: int, planted: bool, repeats: int) -> d
     }
     if importlib.util.find_spec(PEER) and units <= PEER_UNITS:
         ways[PEER] = lambda: _peer(weight, experts)
-    row = {"units": units, "inputs": width, "experts": experts, "weights": "planted" if planted else "random"}
+    row: dict[str, Any] = {
+        "units": units,
+        "inputs": width,
+        "experts": experts,
+        "weights": "planted" if planted else "random",
+    }
     for name, (seconds, labels) in _timed(ways, repeats if units <= PEER_UNITS else 1).items():
         row |= {f"{name} s": round(seconds, 2), f"{name} inertia": round(inertia(weight, labels, experts), 1)}
     return {**row, "unclustered inertia": round(inertia(weight, torch.arange(units) // (units // experts), experts), 1)}
