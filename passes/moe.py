@@ -9,7 +9,6 @@ columns of down. A chosen expert has weight 1 with the gradient of its score, so
 Zhang et al. 2022, "MoEfication", https://arxiv.org/abs/2110.01786
 """
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
@@ -110,10 +109,10 @@ def birth(
     split = replace(
         splitting.split_at(site.name, site.root, partition, experts, shared), experts=router.experts + shared
     )
-    seen = None if calibration is None else lambda: activations(site, up, act, gate, calibration)
+    seen = None if calibration is None else lambda: splitting.activations(site, up, act, gate, calibration)
     labels = splitting.labels_of(split, rows, down.weight.detach(), seen, seed, site.name)
     units = order(labels, split.experts).to(up.weight.device)
-    reorder(site, units, up, down, gate)
+    splitting.reorder(site, units, up, down, gate)
     with torch.no_grad():
         router.order.copy_(units)
         directions = F.normalize((gate or up).weight.float(), dim=1).unflatten(0, (split.experts, -1))
@@ -129,29 +128,6 @@ def moved(site) -> Tensor:
 def share(site) -> float:
     router = site.added_value("router")
     return (router.top_k + router.shared) / (router.experts + router.shared)
-
-
-@torch.no_grad()
-def activations(site, up, act, gate, calibration) -> Iterator[Tensor]:
-    """The hidden layer [tokens, units] for what calibration data brings to this MLP."""
-    for x in site.inputs(gate or up, calibration):
-        x = x.movedim(-1 - up.positions, -1)
-        hidden = act(F.linear(x, (gate or up).weight, (gate or up).bias))
-        yield (hidden * F.linear(x, up.weight, up.bias) if gate else hidden).flatten(0, -2)
-
-
-def reorder(site, units: Tensor, up, down, gate) -> None:
-    back = torch.argsort(units)
-    views = [v for layer in (up, gate) if layer for v in (layer.weight, layer.bias) if v is not None]
-    move(units, views, down)
-    site.undo.append(lambda: move(back, views, down))
-
-
-@torch.no_grad()
-def move(units: Tensor, views: list[Tensor], down) -> None:
-    for view in views:
-        view.copy_(view[units])
-    down.weight.copy_(down.weight[:, units])
 
 
 class GatedMLP(nn.Module):

@@ -158,7 +158,7 @@ def test_what_is_added_learns_within_two_steps(gate, case):
     """A product whose one factor is born zero gives the other one a slope from the second step on."""
     model, inputs = built(case)
     if not gate.neutral:  # all experts on leaves a router no choice, nor do experts that are all the same
-        more = {"top_k": 2, **({"noise": 0.5} if "noise" in gate.defaults else {})}
+        more = {name: value for name, value in {"top_k": 2, "noise": 0.5}.items() if name in gate.defaults}
         case = gatec.Case(case.name, case.model, case.inputs, case.put, options={**case.options, **more})
     gated = converted(gate, case, model, inputs)
     new = added(gated, model)

@@ -135,7 +135,9 @@ def scorer(width: int, out: int, hidden: int, like: dict[str, Any]) -> nn.Module
         linear: nn.Linear = nn.utils.skip_init(nn.Linear, width, out, bias=False, **like)
         nn.init.zeros_(linear.weight)
         return linear
-    return nn.Sequential(nn.Linear(width, hidden, **like), nn.ReLU(), nn.Linear(hidden, out, **like))
+    with torch.random.fork_rng(devices=[]):  # the same everywhere, and nothing else draws differently
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, out)).to(**like)
 
 
 def bits(experts: int) -> int:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from gatec.errors import GatecError
 from gatec.partition import Coactivation, balanced_clusters, order, weight_features
+from gatec.site import Site
 
 METHODS = ("weights", "coactivation", "importance", "random")
 MARKED = 10  # units that a token marks as its most active, as CMoE does
@@ -115,3 +117,27 @@ def _checked(split: Split, units: int, site: str) -> Tensor:
     except GatecError as e:
         raise GatecError(e.wanted, found=e.found, where=site, hint=f"{split.experts} experts: experts=...") from None
     return labels.long().cpu()
+
+
+@torch.no_grad()
+def activations(site: Site, up: Any, act: Any, gate: Any, calibration: Any) -> Iterator[Tensor]:
+    """The hidden layer [tokens, units] for what calibration data brings to this MLP."""
+    for x in site.inputs(gate or up, calibration):
+        x = x.movedim(-1 - up.positions, -1)
+        hidden = act(F.linear(x, (gate or up).weight, (gate or up).bias))
+        yield (hidden * F.linear(x, up.weight, up.bias) if gate else hidden).flatten(0, -2)
+
+
+def reorder(site: Site, units: Tensor, up: Any, down: Any, gate: Any) -> None:
+    """Bring the hidden units of an MLP into this order, in place."""
+    back = torch.argsort(units)
+    views = [v for layer in (up, gate) if layer for v in (layer.weight, layer.bias) if v is not None]
+    move(units, views, down)
+    site.undo.append(lambda: move(back, views, down))
+
+
+@torch.no_grad()
+def move(units: Tensor, views: list[Tensor], down: Any) -> None:
+    for view in views:
+        view.copy_(view[units])
+    down.weight.copy_(down.weight[:, units])

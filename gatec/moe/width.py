@@ -14,13 +14,15 @@ WIDE = 5.0  # how far ahead the full width starts
 
 @router("width")
 class Width(Router):
-    """The first w experts, w chosen by the largest score; in training by a straight-through Gumbel softmax.
+    """The first w experts, w chosen by the largest score, with the gradient of the softmax; born at full width.
 
-    Born at full width. Wojcik et al. 2023, "Adaptive Computation Modules", https://arxiv.org/abs/2312.10193;
+    `noise` scales Gumbel noise on the scores in training (1 draws widths as likely as the softmax says).
+    Wojcik et al. 2023, "Adaptive Computation Modules", https://arxiv.org/abs/2312.10193;
     Jang et al. 2016, https://arxiv.org/abs/1611.01144
     """
 
     fixed = follows_centres = False
+    noise = 0.0
 
     def build(self, width: int, hidden: int, like: dict[str, Any]) -> None:
         super().build(width, hidden, like)
@@ -32,7 +34,9 @@ class Width(Router):
         return super().scores(x) + self.lead
 
     def route(self, logits: Tensor) -> Tensor:
-        noisy = logits - torch.empty_like(logits).exponential_().log() if self.training else logits
+        noisy = logits
+        if self.training and self.noise:
+            noisy = logits - self.noise * torch.empty_like(logits).exponential_().log()
         share = torch.softmax(noisy, -1)
         best = torch.zeros_like(share).scatter(-1, noisy.argmax(-1, keepdim=True), 1.0)
         run, soft = self.at_least(best), self.at_least(share)
