@@ -117,7 +117,7 @@ def backward(grad, last_grad, {operands}, needs=(True,) * {count}):
     if grad.numel() and any(x is not None for x in outs):
         states, undo = walked(None, y, z, decays, first, reader, leaves, sizes, False)
         grid, ins = (*states.shape[:2], tiles_of(sizes[1])), (x, y, z, decays, reader, leaves)
-        launch(pull, grid, outs, (slope, states, down, *ins, undo, undo_back), (slope, *ins), sizes, 4, values=16)
+        launch(pull, grid, outs, (slope, states, down, *ins, undo, undo_back), (slope, *ins), sizes, 4, keys=32, values=16)
     if parts is not None:
         found["decay"] = parts.sum(0).to(found["decay"].dtype) if len(parts) > 1 else parts[0]
     return tuple(found.values())
