@@ -35,6 +35,8 @@ from gatec.moe import (  # noqa: E402
     Health,
     Pairs,
     Router,
+    StandIn,
+    calibrate,
     copies,
     health,
     losses,
@@ -66,13 +68,13 @@ __all__ = [  # noqa: RUF022 - in the order in which a reader meets them
     "scan", "why", "convert", "convert_", "upcycle", "fuse", "fuse_", "reroll", "reroll_", "compact", "revert", "eject",
     "export", "save", "load", "report", "gates", "explain", "kernels_of", "tune", "gate_parameters", "backend",
     "losses", "health", "watching", "task",
-    "merge", "measure",
+    "merge", "measure", "calibrate",
     "expert_parallel", "ep_plan", "tp_plan", "Experts",
     # what comes back
     "Census", "Edit", "Explanation", "GatecError", "Health", "Refused", "Report", "Tuning",
     # what a pass is made of
     "Activation", "Attention", "Block", "Branch", "Case", "Coactivation", "Equation", "Features", "Gate", "Hole", "Inner",
-    "Layer", "Linear", "Pairs", "Part", "Projection", "Router", "Site", "balanced_clusters", "copies", "equation",
-    "gated_delta_rule", "grouped_linear", "here", "linear_attention", "linear_recurrence", "mixture", "order",
+    "Layer", "Linear", "Pairs", "Part", "Projection", "Router", "Site", "StandIn", "balanced_clusters", "copies",
+    "equation", "gated_delta_rule", "grouped_linear", "here", "linear_attention", "linear_recurrence", "mixture", "order",
     "pairs_of", "places", "router", "router_named", "splitting", "weight_features",
 ]  # fmt: skip

@@ -197,6 +197,7 @@ def bench(
     folder: Annotated[Path, typer.Option(help="papers: blocks of your own")] = papers.FOLDER,
     graphs: Annotated[bool, typer.Option(help="kernels: replay CUDA graphs, without the host's launches")] = False,
     compiles: Annotated[bool, typer.Option(help="kernels: beside torch.compile, which takes minutes")] = True,
+    seeds: Annotated[int, typer.Option(help="moe: language models that are trained of each kind")] = 1,
     plot: Annotated[Path | None, typer.Option(help="kernels: a FILE for a picture of the ratios")] = None,
 ) -> None:
     """Measure beside a peer in one run; -o keeps the rows as JSON with device, versions and commit."""
@@ -207,6 +208,8 @@ def bench(
         _papers(only, folder, output)
         return
     options = {"only": only, "graphs": graphs, "compiles": compiles} if name == "kernels" else {}
+    if name in ("moe", "moe-quality"):
+        options = {"only": only, "seeds": seeds}
     with working(f"measuring {name}"):
         rows = benchmarks.run(name, **options)
     _shown(rows)

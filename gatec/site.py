@@ -205,5 +205,6 @@ class _Call:
     tracer: fx.proxy.GraphAppendingTracer
     path: str
 
-    def __call__(self, x: fx.Proxy) -> fx.Proxy:
-        return fx.Proxy(self.tracer.graph.call_module(self.path, (x.node,)), self.tracer)
+    def __call__(self, *values: Any) -> fx.Proxy:
+        args = fx.node.map_aggregate(values, lambda v: v.node if isinstance(v, fx.Proxy) else v)
+        return fx.Proxy(self.tracer.graph.call_module(self.path, args), self.tracer)

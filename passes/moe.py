@@ -6,6 +6,7 @@
 Born: the experts partition the hidden units, so that with all of them on the sum is the dense layer to rounding. The
 units are only reordered in place: parameter names stay, expert e owns rows e*m ... (e+1)*m of up (and gate), and the same
 columns of down. A chosen expert has weight 1 with the gradient of its score, so the router trains from the first step.
+`stand_in` adds something cheap for the experts that are not chosen; `gatec.calibrate` fits it and the router to data.
 Zhang et al. 2022, "MoEfication", https://arxiv.org/abs/2110.01786
 """
 
@@ -19,6 +20,7 @@ from gatec import (
     Case,
     Gate,
     GatecError,
+    StandIn,
     mixture,
     order,
     places,
@@ -39,6 +41,7 @@ def check(
     router: str = "softmax",
     partition=None,
     nearest: bool = False,
+    stand_in: bool = False,
 ) -> None:
     router_named(router)
     if not all(isinstance(n, int) for n in (experts, top_k, shared)) or not 0 <= shared <= experts - top_k < experts:
@@ -67,8 +70,8 @@ def split_of(site, up, partition, experts: int, top_k: int, shared: int, nearest
 
 
 def after(
-    site, x, up, act, *, experts: int = 8, top_k: int = 2, shared: int = 0, router: str = "softmax", hidden: int = 0,
-    tasks: int = 1, partition=None, nearest: bool = False,
+    site, x, up, act, down, *, experts: int = 8, top_k: int = 2, shared: int = 0, router: str = "softmax",
+    hidden: int = 0, tasks: int = 1, partition=None, nearest: bool = False, stand_in: bool = False,
 ):  # fmt: skip
     def new():
         split = split_of(site, up, partition, experts, top_k, shared, nearest)
@@ -77,7 +80,8 @@ def after(
     route = site.add("router", new, near=up)
     made = site.added_value("router")
     always = up.out_features // (made.experts + shared) * shared
-    return mixture(site, x, act, route, made, always)
+    absent = site.add("stand_in", lambda: new_stand_in(site, up, down), near=up) if stand_in else None
+    return mixture(site, x, act, route, made, always, absent)
 
 
 def new_router(site, up, kind: str, experts: int, top_k: int, shared: int, hidden: int, tasks: int):
@@ -88,6 +92,12 @@ def new_router(site, up, kind: str, experts: int, top_k: int, shared: int, hidde
     return router
 
 
+def new_stand_in(site, up, down):
+    """For the experts that are not chosen: nothing until `gatec.calibrate` has fitted it."""
+    router = site.added_value("router")
+    return StandIn(up.in_features, down.out_features, router.experts, fixed=router.fixed, **site.like(up))
+
+
 def birth(
     site,
     up,
@@ -96,6 +106,7 @@ def birth(
     gate=None,
     *,
     experts: int = 8,
+    top_k: int = 2,
     shared: int = 0,
     seed: int = 0,
     partition=None,
@@ -110,7 +121,7 @@ def birth(
         splitting.split_at(site.name, site.root, partition, experts, shared), experts=router.experts + shared
     )
     seen = None if calibration is None else lambda: splitting.activations(site, up, act, gate, calibration)
-    labels = splitting.labels_of(split, rows, down.weight.detach(), seen, seed, site.name)
+    labels = splitting.labels_of(split, rows, down.weight.detach(), seen, seed, site.name, top_k)
     units = order(labels, split.experts).to(up.weight.device)
     splitting.reorder(site, units, up, down, gate)
     with torch.no_grad():
@@ -184,6 +195,7 @@ GATE = Gate(
         Case("by labels", mlp, X, options={**ALL, "partition": [n % 4 for n in range(16)]}),
         Case("the nearest number", mlp, X, options={"experts": 5, "top_k": 4, "nearest": True}),
         Case("layer norm inside", normed, X, refuses="LayerNorm at 2", put=0, options=ALL),
+        Case("stand-in", mlp, X, options={**ALL, "stand_in": True}),
         Case("seven do not divide sixteen", mlp, X, refuses="7 experts do not divide its 16 hidden units",
              options={"experts": 7}),
         Case("tied weights", Tied, X, refuses="is shared with", options=ALL),

@@ -46,6 +46,7 @@ OPTIONAL = {
     "liger_kernel",
     "fla",
     "scattermoe",
+    "k_means_constrained",
     "matplotlib",
     "torchvision",
     "triton",

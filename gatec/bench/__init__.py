@@ -17,17 +17,17 @@ from gatec.bench.compiling import compiling
 from gatec.bench.conversion import conversion
 from gatec.bench.coverage import coverage as sweep
 from gatec.bench.depth import depths
-from gatec.bench.experts import experts
 from gatec.bench.matrices import matrices
 from gatec.bench.papers import literature
 from gatec.bench.partitions import partitions
 from gatec.bench.running import running
 from gatec.bench.scan import scan
+from gatec.bench.small.quality import moe, quality
 from gatec.errors import GatecError
 
 Row = dict[str, Any]
 BENCHMARKS: dict[str, Callable[..., list[Row]]] = {
-    "convert": conversion, "moe": experts, "partition": partitions, "capture": depths, "coverage": sweep,
+    "convert": conversion, "moe": moe, "moe-quality": quality, "partition": partitions, "capture": depths, "coverage": sweep,
     "papers": literature, "scan": scan, "matrices": matrices, "compile": compiling, "kernels": running,
 }  # fmt: skip
 PACKAGES = (

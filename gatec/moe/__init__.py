@@ -5,17 +5,21 @@ import gatec.moe.masked
 import gatec.moe.width  # noqa: F401 - these make their routers known
 from gatec.moe import splitting
 from gatec.moe.balance import losses, task
+from gatec.moe.fitting import calibrate
 from gatec.moe.health import Health, health, watching
 from gatec.moe.mixture import mixture
 from gatec.moe.native import upcycle
 from gatec.moe.pairs import Pairs, pairs_of
 from gatec.moe.router import ROUTERS, Router, router, router_named
+from gatec.moe.standin import StandIn
 
 __all__ = [
     "ROUTERS",
     "Health",
     "Pairs",
     "Router",
+    "StandIn",
+    "calibrate",
     "health",
     "losses",
     "mixture",

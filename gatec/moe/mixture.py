@@ -11,8 +11,10 @@ from gatec.moe.pairs import Pairs, pairs_of
 from gatec.site import Site
 
 
-def mixture(site: Site, x: Any, act: Any, route: Any, router: Any, first: int = 0) -> Any:
-    """What `experts` of the MLP at `site` make of x, each token's weighted by `route`, plus what is added after them once.
+def mixture(site: Site, x: Any, act: Any, route: Any, router: Any, first: int = 0,
+            stand_in: Any = None) -> Any:  # fmt: skip
+    """What `experts` of the MLP at `site` make of x, each token's weighted by `route`, plus what is added after them once,
+    and what `stand_in` gives for those that are not chosen.
 
     Expert e owns m rows of `up` (and `gate`), those from first + e*m on, and the same columns of `down`. The hidden units
     before `first` run for every token.
@@ -21,7 +23,8 @@ def mixture(site: Site, x: Any, act: Any, route: Any, router: Any, first: int = 
     up, down = layers["up"], layers["down"]
     x = x.movedim(-1 - up.positions, -1) if up.positions else x
     flat = x.reshape(-1, up.in_features)
-    pairs = pairs_of(route(flat), router)
+    routed = route(flat)
+    pairs = pairs_of(routed, router)
     rows = pairs.gather(flat)
     inner = hidden(site, act, lambda layer: block_linear(layer, rows, pairs, router.experts, first))
     columns = down.weight_node()[:, first:] if first else down.weight_node()
@@ -29,6 +32,8 @@ def mixture(site: Site, x: Any, act: Any, route: Any, router: Any, first: int = 
     if first:
         inner = hidden(site, act, lambda layer: F.linear(flat, *(v[:first] for v in weights(layer) if v is not None)))
         y = y + F.linear(inner, down.weight_node()[:, :first])
+    if stand_in is not None:
+        y = y + stand_in(flat, routed)
     bias = down.bias_node()
     y = (y if bias is None else y + bias).unflatten(0, x.shape[:-1])
     return y.movedim(-1, -1 - up.positions) if up.positions else y

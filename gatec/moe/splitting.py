@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gatec.errors import GatecError
+from gatec.moe.dealing import dealt
 from gatec.partition import Coactivation, balanced_clusters, order, weight_features
 from gatec.site import Site
 
-METHODS = ("weights", "coactivation", "importance", "random")
+METHODS = ("weights", "coactivation", "routing", "importance", "random")
 MARKED = 10  # units that a token marks as its most active, as CMoE does
 FORMS = f"{', '.join(METHODS)}, a tensor of labels, or a dict from site names to these or to numbers of experts"
 
@@ -67,7 +68,7 @@ def nearest(units: int, experts: int, least: int) -> int:
 
 
 def labels_of(split: Split, rows: Sequence[Tensor], out: Tensor, hidden: Callable[[], Iterable[Tensor]] | None,
-              seed: int, site: str) -> Tensor:  # fmt: skip
+              seed: int, site: str, top_k: int = 1) -> Tensor:  # fmt: skip
     """The expert of each hidden unit: `rows` hold what goes into it, the columns of `out` what comes of it.
 
     hidden    activations [tokens, units] of calibration data, batch by batch
@@ -81,8 +82,13 @@ def labels_of(split: Split, rows: Sequence[Tensor], out: Tensor, hidden: Callabl
     labels = torch.full((units,), -1)
     common = torch.argsort(activity, descending=True, stable=True)[: split.shared * room]
     labels[common] = torch.arange(len(common)) // room
-    features = features[labels < 0] if split.shared else features
-    labels[labels < 0] = split.shared + balanced_clusters(features, split.experts - split.shared, seed=seed).cpu()
+    rest, routed = labels < 0, split.experts - split.shared
+    if split.how == "routing" and hidden:
+        batches = (batch[:, rest.to(batch.device)] for batch in _finite(hidden(), site))
+        labels[rest] = split.shared + dealt(batches, out[:, rest.to(out.device)], routed, top_k, seed=seed)
+        return labels
+    features = features[rest] if split.shared else features
+    labels[rest] = split.shared + balanced_clusters(features, routed, seed=seed).cpu()
     return labels
 
 
@@ -98,12 +104,17 @@ def _told_apart(split: Split, rows: Sequence[Tensor], out: Tensor, hidden: Calla
                          hint='convert(model, "moe", ..., calibration=[batches])')  # fmt: skip
     units = len(rows[0])
     seen = Coactivation(units, top=min(MARKED, units) if how == "importance" else 0, seed=seed)
-    for batch in hidden():
+    for batch in _finite(hidden(), site):
+        seen.add(batch)
+    return seen.features(), seen.rates()
+
+
+def _finite(batches: Iterable[Tensor], site: str) -> Iterator[Tensor]:
+    for batch in batches:
         if not batch.isfinite().all():
             worst = next(float(v) for v in batch.flatten() if not math.isfinite(v))
             raise GatecError("finite activations of the calibration data", found=str(worst), where=site)
-        seen.add(batch)
-    return seen.features(), seen.rates()
+        yield batch
 
 
 def _checked(split: Split, units: int, site: str) -> Tensor:

@@ -130,7 +130,8 @@ def _one(work: Work, name: str, index: int, match: Match, undo: Undo) -> Edit:
         unread(work.flow.canon, match)
         where = spot(work.program, work.flow, gate, match)
         local = {k: v.within(where.path) for k, v in match.layers.items()}
-        rewrite = Rewrite(gate, work.options, local, index, relative(name, where.path), where.inlined, where.doors)
+        rewrite = Rewrite(gate, work.options, local, index, relative(name, where.path), where.inlined, where.doors,
+                          acts=match.acts)  # fmt: skip
         module = work.program.module(where.path)
         site = Site(work.program.model, where.path, module, replace(match, layers=local), names=work.program.names,
                     name=name)  # fmt: skip

@@ -10,6 +10,7 @@ from torch import fx, nn
 
 from gatec.capture import Call, trace, unit_of
 from gatec.capture.shell import door
+from gatec.equation import Activation
 from gatec.errors import Refused
 from gatec.gate import Gate
 from gatec.match import Canon, Flow, Linear, Match, Part, Term
@@ -41,6 +42,7 @@ class Rewrite:
     added: dict[str, str] = field(default_factory=dict)
     wide: tuple[Wide, ...] = ()
     only_fuses: bool = False
+    acts: dict[str, Activation] = field(default_factory=dict)
 
     @property
     def name(self) -> str:

@@ -1,0 +1,122 @@
+"""Routers of a converted model fitted to data: layer by layer, each on what the layers before it now give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses import FakeTensor
+
+from gatec.capture import unit_of, untouched
+from gatec.errors import GatecError
+from gatec.inputs import example_inputs
+from gatec.moe.fitted import Fit, Options
+from gatec.moe.resuming import keep, kept, keyed
+from gatec.moe.router import Router
+from gatec.moe.splits import Split
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+class Reached(Exception):
+    """The layer that is being fitted was reached: what comes after it is not needed."""
+
+
+def calibrate(
+    model: Model, data: Iterable[Any], *, steps: int = 1000, rate: float = 1e-2, tokens: int = 32768,
+    active: float | None = None, seed: int = 0, folder: str | Path | None = None,
+    progress: Callable[[str], Any] | None = None,
+) -> Model:  # fmt: skip
+    """Fit the routers of a converted model, in place: `convert(model, "moe", ...)`, then this.
+
+    A router learns how far each expert's output is from what stands in for it; a stand-in (`stand_in=True` of the pass) is
+    solved for, a dynamic router's threshold searched. Only one layer's activations are held at a time.
+
+    data      batches as `convert` takes inputs
+    steps     of Adam for each router, with the learning rate `rate`
+    tokens    how many are held of a layer's inputs, drawn from all batches alike
+    active    the average share of experts that dynamic routers are to run; by default top_k / experts
+    folder    keeps each layer's result, so that an interrupted fit resumes: equal weights, data and options are not fitted again
+    """
+    options = Options(steps, rate, active, seed)
+    batches = [data] if isinstance(data, (Tensor, dict)) else list(data)
+    if not batches:
+        raise GatecError("batches to fit routers on", found="none", hint="gatec.calibrate(model, [batch, ...])")
+    before = ""
+    training = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        for site in sites(model):
+            if progress:
+                progress(site.name)
+            x = inputs(model, site, batches, tokens, seed)
+            before = keyed(site, x, options, before)
+            fit(site, x, options, Path(folder) if folder is not None else None, before)
+    finally:
+        for module, was in training.items():
+            module.training = was
+    return model
+
+
+def fit(site: Split, x: Tensor, options: Options, folder: Path | None, key: str) -> None:
+    if folder is None:
+        Fit(site, x, options).run()
+    elif not kept(site, folder, key):
+        Fit(site, x, options).run()
+        keep(site, folder, key)
+
+
+def sites(model: nn.Module) -> list[Split]:
+    """Every split MLP with a router, in the order of the model's modules."""
+    found = []
+    for path, module in model.named_modules():
+        unit = unit_of(module)
+        for rewrite in unit.edits if unit else ():
+            router = rewrite.added.get("router")
+            if router and isinstance(module.get_submodule(router), Router) and module.get_submodule(router).whole:
+                found.append(Split(rewrite.site_under(path), module, rewrite))
+    if not found:
+        raise GatecError(
+            f"split layers with routers in {type(model).__name__}", found="none", hint='gatec.convert(model, "moe")'
+        )
+    return found
+
+
+def inputs(model: nn.Module, site: Split, batches: list[Any], tokens: int, seed: int) -> Tensor:
+    """What flows into the layer: at most `tokens` rows, as many of each batch."""
+    seen: list[Tensor] = []
+    share = -(-tokens // len(batches))
+    draw = torch.Generator().manual_seed(seed)
+
+    def take(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        if isinstance(args[0], FakeTensor):  # the call is being captured, and runs after that
+            return
+        rows = torch.randperm(len(args[0]), generator=draw)[:share].sort().values
+        seen.append(args[0].detach()[rows.to(args[0].device)].clone())
+        raise Reached
+
+    handle = site.router.register_forward_pre_hook(take)
+    try:
+        with torch.no_grad(), untouched(model):
+            for batch in batches:
+                _reach(model, batch)
+    finally:
+        handle.remove()
+    if not seen:
+        raise GatecError("data that reaches the layer", found="its router was never called", where=site.name,
+                         hint="gatec.calibrate(model, data) with batches that use it")  # fmt: skip
+    x = torch.cat(seen)
+    if not x.isfinite().all():
+        raise GatecError("finite activations of the calibration data", found="NaN or infinity", where=site.name,
+                         hint="look at the batches, or run the model in float32")  # fmt: skip
+    return x
+
+
+def _reach(model: nn.Module, batch: Any) -> None:
+    args, kwargs = example_inputs(model, batch)
+    with suppress(Reached):
+        model(*args, **kwargs)
