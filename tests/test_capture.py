@@ -3,6 +3,8 @@
 import copy
 import inspect
 import re
+import subprocess
+import sys
 from collections import OrderedDict
 from contextlib import suppress
 from dataclasses import dataclass
@@ -746,3 +748,19 @@ def test_a_model_that_moves_to_another_dtype_is_captured_again():
     for dtype in (torch.float64, torch.bfloat16, torch.float32):
         mine, yours = gated.to(dtype)(ids), model.to(dtype)(ids)
         assert mine.dtype == dtype and same(mine, yours)
+
+
+def test_a_traced_process_can_be_profiled():
+    """A process of its own: where Python would hang, it hangs for good."""
+    code = """
+import sys, torch, gatec
+net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.GELU(), torch.nn.Linear(16, 8))
+net, x = gatec.convert(net, "glu", inputs=torch.ones(4, 8)), torch.ones(4, 8)
+seen = []
+sys.setprofile(lambda *event: seen.append(event))
+[net(x) for _ in range(3)]
+sys.setprofile(None)
+print(len(seen) > 100)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "True", done.stderr

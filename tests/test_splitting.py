@@ -320,3 +320,32 @@ def test_a_site_is_found_by_name_before_by_expression():
     assert split_at("blocks.1", model, {"blocks": 2, "blocks.1": 16}, 4, 0) == Split(None, 16)
     assert split_at("blocks.0", model, {"blocks": 2, "blocks.1": 16}, 4, 1) == Split(None, 2, 1)
     assert split_at("blocks.0", model, {"blocks.1": 16}, 4, 0) == Split(None, 4)
+
+
+class Row(nn.Module):
+    """What one layer gives is, through an activation, what the next one takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = Gated(), nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8))
+
+    def forward(self, x):
+        return self.second(torch.tanh(self.first(x)))
+
+
+class Gated(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.up, self.down = nn.Linear(8, 16), nn.Linear(8, 16), nn.Linear(16, 8)
+
+    def forward(self, x):
+        return self.down(nn.functional.silu(self.gate(x)) * self.up(x))
+
+
+def test_a_layer_belongs_to_one_place():
+    model, x = Row().double(), torch.randn(5, 8, dtype=torch.float64)
+    moe = gatec.convert(model, "moe", experts=4, top_k=4, inputs=x)
+    edits = {e.site: e for e in gatec.report(moe).edits}
+    assert edits["first"].verdict == edits["second.2"].verdict == "put"
+    assert "belongs to the place at" in edits["second.0"].why
+    assert (moe(x) - model(x)).norm() <= 1e-12 * model(x).norm()

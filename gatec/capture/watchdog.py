@@ -21,12 +21,15 @@ def watchdog(seconds: float) -> Iterator[Callable[[], AbstractContextManager[Non
 
     Only inside of what it gives: what stands around that can put everything back undisturbed.
     """
-    thread, lock, watching = threading.get_ident(), threading.Lock(), False
+    thread, lock = threading.get_ident(), threading.Lock()
+    watching = barked = False
 
     def bark() -> None:
+        nonlocal barked
         with lock:
             if watching:
-                _raised_in(thread, ctypes.py_object(Endless))
+                barked = True
+                _raise_in(thread)
 
     @contextmanager
     def watched() -> Iterator[None]:
@@ -37,7 +40,8 @@ def watchdog(seconds: float) -> Iterator[Callable[[], AbstractContextManager[Non
         finally:
             with lock:
                 watching = False
-                _raised_in(thread, None)  # nor later, where it was not raised yet
+            if barked:
+                _quieten(thread)
 
     timer = threading.Timer(seconds, bark)
     timer.daemon = True
@@ -48,6 +52,19 @@ def watchdog(seconds: float) -> Iterator[Callable[[], AbstractContextManager[Non
         timer.cancel()
 
 
-def _raised_in(thread: int, error: object) -> None:
-    """Raise an error in a thread at its next instruction; None takes back one that was not raised yet."""
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), error)
+def _raise_in(thread: int) -> None:
+    """Raise Endless in a thread at its next instruction."""
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(Endless))
+
+
+def _quieten(thread: int) -> None:
+    """Nor later, where it was not raised yet: it is raised here, once for all.
+
+    Python can take it back as well, but then 3.11 hangs in this process as soon as somebody profiles it.
+    """
+    try:
+        _raise_in(thread)
+        while True:
+            pass
+    except Endless:
+        pass

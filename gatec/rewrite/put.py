@@ -33,6 +33,13 @@ class Place:
     name: str
     ways: list[tuple[int, Match]]
     near: Near | None = None
+    beside: str | None = None  # another place that needs one of its layers, and whose layers lie closer together
+
+    @property
+    def replaced(self) -> set[str]:
+        """The weights of layers that would be called in another way, or no longer."""
+        wholes = [m for _, m in self.ways if m.cut is m.root and len(m.layers) > 1]
+        return {layer.weight for m in wholes for layer in m.layers.values()}
 
 
 @dataclass
@@ -65,6 +72,10 @@ def put(gate: Gate, options: dict[str, Any], program: Program, undo: Undo, *, dr
         if place.near is not None:
             edits.append(Edit(gate.name, place.name, "near", f"but for {describe(place.near.obstacle)}"))
             continue
+        if place.beside is not None:
+            why = f"one of its layers belongs to the place at {place.beside or '(model)'}"
+            edits.append(Edit(gate.name, place.name, "left", why))
+            continue
         if tick:
             tick(place.name)
         edits.append(_put(work, place, undo))
@@ -85,7 +96,23 @@ def places(gate: Gate, flow: Flow) -> dict[str, Place]:
                 nears.setdefault(last, Place(name, [], match))
             else:
                 found.setdefault(last, Place(name, [])).ways.append((index, match))
+    _apart(list(found.values()))
     return found | {last: near for last, near in nears.items() if last not in found}
+
+
+def _apart(found: list[Place]) -> None:
+    """What two places would replace belongs to the one whose layers lie closer together."""
+    owners: dict[str, str] = {}
+    for place in sorted(found, key=lambda p: -_depth(p.replaced)):
+        mine = place.replaced
+        place.beside = next((owners[w] for w in mine if w in owners), None)
+        owners |= {w: place.name for w in mine if place.beside is None}
+
+
+def _depth(weights: set[str]) -> int:
+    """Of the module that holds them all."""
+    paths = [weight.split(".") for weight in weights]
+    return sum(len(set(level)) == 1 for level in zip(*paths, strict=False))
 
 
 def earlier(gate: Gate, program: Program) -> dict[str, str]:
