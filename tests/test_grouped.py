@@ -5,9 +5,10 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from gatec.errors import GatecError
-from gatec.grouped import fuses, grouped_linear, linear_op, outer_op
+from gatec.grouped import fuses, grouped_linear, linear_op, outer_op, product
 
 E, M, D = 4, 8, 16  # experts, width of one, width of the model
 SPLITS = {
@@ -131,13 +132,33 @@ def test_autocast_is_followed() -> None:
         assert grouped_linear(x, weight, torch.tensor([3, 8, 8, 20])).dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("ends", [[3, 2, 8, 20], [3, 8, 8, 19]])
+def test_values_alone_are_those_of_the_operator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without gradients the operator is not called, but by whoever has to see it."""
+    x, weight, ends = torch.randn(20, D), torch.nn.Parameter(torch.randn(E, M, D)), torch.tensor([3, 8, 8, 20])
+    with torch.no_grad():
+        traced = make_fx(grouped_linear)(x, weight, ends)
+        assert [n.target for n in traced.graph.nodes if n.op == "call_function"] == [
+            torch.ops.gatec.grouped_linear.default
+        ]
+        want = linear_op(x, weight, ends)
+        monkeypatch.setattr("gatec.grouped.linear_op", None)
+        torch.testing.assert_close(grouped_linear(x, weight, ends), want)
+
+
+@pytest.mark.parametrize("ends", [[1, 1, 2, 3], [0, 0, 0, 1], [2, 2, 2, 2]])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_experts_of_one_row(layout: str, ends: list[int]) -> None:
+    weight, x = LAYOUTS[layout](), torch.randn(ends[-1], LAYOUTS[layout]().shape[2])
+    torch.testing.assert_close(product(x, weight, torch.tensor(ends)), by_hand(x, weight, torch.tensor(ends)))
+
+
+@pytest.mark.parametrize("ends", [[3, 2, 8, 20], [3, 8, 8, 21]])
 def test_ends_that_do_not_cover_the_tokens_are_refused(ends: list[int]) -> None:
     x, weight = torch.randn(20, D).double(), torch.randn(E, M, D).double()
     with pytest.raises(GatecError) as error:
         grouped_linear(x, weight, torch.tensor(ends))
     assert str(error.value) == (
-        "gatec: ends of experts that rise from 0 to 20, the number of tokens\n"
+        "gatec: ends of experts that rise from 0 to at most 20, the number of rows\n"
         f"  found {ends}\n"
         "  where gatec::grouped_linear\n"
         "  try   sort the tokens by expert and pass the cumulative counts"
