@@ -8,7 +8,19 @@ from typing import Any
 
 from torch import fx
 
-from gatec.mixtures.reading import FLAT, called, counted, flat_of, given, name_of, number, shape, through, wants
+from gatec.mixtures.reading import (
+    FLAT,
+    called,
+    counted,
+    flat_of,
+    given,
+    looked_up,
+    name_of,
+    number,
+    shape,
+    through,
+    wants,
+)
 
 
 @dataclass(frozen=True)
@@ -30,14 +42,14 @@ class Pairs:
             found = called(rows, "repeat_interleave")
             wants(number(given(found, 1, "repeats")) == self.fan and number(given(found, 2, "dim")) == 0)
             return found.args[0]
-        x, token = called(rows, "getitem").args
+        x, token = looked_up(rows)
         wants(called(token, "floordiv", "floor_divide").args[0] is self.order and number(token.args[1]) == self.fan)
         return x
 
     def own(self, value: Any) -> Any:
         """Numbers for each token's choices that are here in the order of the pairs."""
         if self.order is not None:
-            value, index = called(value, "getitem").args
+            value, index = looked_up(value)
             wants(index is self.order)
         found = flat_of(value)
         wants(shape(found) == shape(self.chosen))

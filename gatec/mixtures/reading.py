@@ -74,6 +74,15 @@ def flat_of(node: Any) -> Any:
     return found.args[0]
 
 
+def looked_up(node: Any) -> tuple[Any, Any]:
+    """(a value, the numbers of the rows of it that are here)."""
+    if name_of(node) == "index_select":
+        wants(number(given(node, 1, "dim")) == 0)
+        return node.args[0], given(node, 2, "index")
+    value, index = called(node, "getitem").args
+    return value, index
+
+
 def column(node: Any) -> Any:
     """One number for each row, of which this is the column."""
     rows = shape(node)

@@ -20,6 +20,7 @@ from gatec.mixtures.reading import (
     column,
     flat_of,
     given,
+    looked_up,
     name_of,
     number,
     shape,
@@ -116,8 +117,9 @@ def _behind(end: fx.Node) -> tuple[Pairs, Any, Product, Any]:
     tokens, fan, width = shape(apart)
     wants(shape(placed) == (tokens * fan, width) and (tokens != fan or name_of(apart) == "unflatten"))
     order, weighted = None, placed
-    if name_of(placed) == "getitem":
-        weighted, order = placed.args[0], inverted(placed.args[1])
+    if name_of(placed) in ("getitem", "index_select"):
+        weighted, back = looked_up(placed)
+        order = inverted(back)
     factors = called(weighted, "mul").args
     value, factor = factors if shape(factors[1])[-1] == 1 else factors[::-1]
     pairs = sorted_pairs(order) if order is not None else _as_they_are(value)

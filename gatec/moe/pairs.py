@@ -44,7 +44,8 @@ class Pairs:
         out = out * self.weight
         if self.back is None:
             return out.new_zeros(x.shape[0], out.shape[1]).index_add(0, self.token, out)
-        return out[self.back].unflatten(0, (-1, self.top_k)).sum(1)
+        # Rows in another order, none of them twice: on a CPU this takes half the time of out[back].
+        return out.index_select(0, self.back).unflatten(0, (-1, self.top_k)).sum(1)
 
     def _only_live(self, rows: Any) -> Any:
         """Rows behind the last end hold nothing, and neither do their gradients."""
