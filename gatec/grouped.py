@@ -50,7 +50,7 @@ def direct(*tensors: Tensor) -> bool:
     """Whether nothing but the values is asked for, so that the way through an operator would be time lost: no gradient,
     no trace, no mode or transform that has to see the call as one.
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack():
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() or torch._C._len_torch_dispatch_stack():
         return False
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return False

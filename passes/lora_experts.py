@@ -44,7 +44,7 @@ def after(site, here, x, layer, *, experts: int = 4, top_k: int = 2, rank: int =
     b = site.add("lora_b", lambda: nn.Parameter(torch.zeros(experts, out, rank, **like)), near=layer)
     flat = x.reshape(-1, width)
     pairs = pairs_of(route(flat), site.added_value("lora_router"))
-    found = pairs.combine(pairs.linear(pairs.linear(pairs.gather(flat), a), b), flat)
+    found = pairs.combine(pairs.linear(pairs.weighed(pairs.linear(pairs.gather(flat), a)), b), flat)
     return here + (found * (alpha / rank)).unflatten(0, x.shape[:-1])
 
 

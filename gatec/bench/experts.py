@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gatec.bench.clock import medians
-from gatec.bench.rivals import torchvision_loads
 from gatec.moe import Router
 from gatec.pipeline import convert
+from gatec.vision import torchvision_loads
 
 PEERS = ("eager", "grouped_mm", "batched_mm")  # transformers' own ways
 GATHERED = 64  # pairs up to which batched_mm runs: it gathers the matrices of an expert for each of them

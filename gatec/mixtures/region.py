@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -120,11 +120,29 @@ def _behind(end: fx.Node) -> tuple[Pairs, Any, Product, Any]:
     if name_of(placed) in ("getitem", "index_select"):
         weighted, back = looked_up(placed)
         order = inverted(back)
-    factors = called(weighted, "mul").args
-    value, factor = factors if shape(factors[1])[-1] == 1 else factors[::-1]
-    pairs = sorted_pairs(order) if order is not None else _as_they_are(value)
+    pairs, scale, last = _weighed(weighted, order)
     wants(pairs.fan == fan)
-    return pairs, pairs.own(column(factor)), product(value, pairs), placed
+    return pairs, scale, last, placed
+
+
+def _weighed(rows: Any, order: Any) -> tuple[Pairs, Any, Product]:
+    """The pairs, what weighs them and the last product, behind which they are weighed, or in front if it has no bias."""
+    if name_of(rows) == "mul":
+        value, scale = _scaled(rows)
+        pairs = sorted_pairs(order) if order is not None else _as_they_are(value)
+        return pairs, pairs.own(scale), product(value, pairs)
+    pairs = sorted_pairs(order) if order is not None else _as_they_are(rows)
+    last = product(rows, pairs)
+    wants(last.bias is None, "a bias behind what weighs the pairs")
+    value, scale = _scaled(called(last.rows, "mul"))
+    return pairs, pairs.own(scale), replace(last, rows=value)
+
+
+def _scaled(node: Any) -> tuple[Any, Any]:
+    """(rows, the number that each is multiplied by)"""
+    factors = called(node, "mul").args
+    value, factor = factors if shape(factors[1])[-1] == 1 else factors[::-1]
+    return value, column(factor)
 
 
 def _as_they_are(value: Any) -> Pairs:

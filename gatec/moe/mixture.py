@@ -28,7 +28,9 @@ def mixture(site: Site, x: Any, act: Any, route: Any, router: Any, first: int = 
     rows = pairs.gather(flat)
     inner = hidden(site, act, lambda layer: block_linear(layer, rows, pairs, router.experts, first))
     columns = down.weight_node()[:, first:] if first else down.weight_node()
-    y = pairs.combine(pairs.linear(inner, columns.unflatten(1, (router.experts, -1)).permute(1, 0, 2)), flat)
+    y = pairs.combine(
+        pairs.linear(pairs.weighed(inner), columns.unflatten(1, (router.experts, -1)).permute(1, 0, 2)), flat
+    )
     if first:
         inner = hidden(site, act, lambda layer: F.linear(flat, *(v[:first] for v in weights(layer) if v is not None)))
         y = y + F.linear(inner, down.weight_node()[:, :first])
