@@ -24,7 +24,7 @@ from gatec.history import fill, read, remember, shapes
 from gatec.inputs import example_inputs
 from gatec.program import Edit, Program
 from gatec.report import Report, attach
-from gatec.rewrite import back, put
+from gatec.rewrite import added, back, put
 from gatec.shrink import shrink
 from gatec.trail import note
 from gatec.verify import distance, filled, finite, forward, together
@@ -209,8 +209,9 @@ def _something(program: Program, wanted: list[Step]) -> None:
     if any(e.verdict == "put" for e in program.edits):
         return
     names = ", ".join(g.name for g, _ in wanted)
+    ours = added(program)
     reasons = [f"{e.site or '(model)'}: {e.why}" for e in program.edits] + [
-        f"{p or '(model)'}: {w}" for p, w in program.missed.items()
+        f"{p or '(model)'}: {w}" for p, w in program.missed.items() if p not in ours
     ]
     found = (
         "; ".join(reasons[:4]) + (f"; and {len(reasons) - 4} more" if len(reasons) > 4 else "")

@@ -127,8 +127,8 @@ X = torch.linspace(-2, 2, 32).reshape(4, 8)
 MOE = {"experts": 4, "top_k": 4}
 # model, inputs, passes, options, the words of the error
 BAD = {
-    "unknown pass": (mlp, X, "gluten", {}, r"^gatec: a pass named 'gluten'\n  found passes: attention, glu, moe, prune\b.*\n  try   gatec gates lists them$"),
-    "no pass": (mlp, X, "", {}, "^gatec: at least one pass\n  found none\n  try   one of attention, glu, moe, prune"),
+    "unknown pass": (mlp, X, "gluten", {}, r"^gatec: a pass named 'gluten'\n  found passes: adaptive_width, attention, glu, lora_experts, moe, prune\b.*\n  try   gatec gates lists them$"),
+    "no pass": (mlp, X, "", {}, "^gatec: at least one pass\n  found none\n  try   one of adaptive_width, attention, glu, lora_experts, moe, prune"),
     "a pass that is a number": (mlp, X, 3, {}, "^gatec: a pass as text or as a Gate\n  found 3\n"),
     "unknown option": (mlp, X, "moe", {"expert": 4}, "^gatec: options that the pass moe knows\n  found expert\n  try   its options: .*experts=8, top_k=2"),
     "options of whom": (mlp, X, "glu,moe", {"experts": 4}, "^gatec: options inside the text where there are several passes\n  found experts\n"),
@@ -140,9 +140,9 @@ BAD = {
     "nothing inside": (nn.Identity, X, "prune", {}, "^gatec: a place for prune in Identity\n  found no such place\n"),
     "experts do not divide": (mlp, X, "moe", {"experts": 5}, r"\(model\)|2: 5 experts do not divide its 16 hidden units; these do: 2, 4, 8, 16\n"),
     "prime width": (lambda: mlp(17), X, "moe", MOE, "4 experts do not divide its 17 hidden units; these do: 17\n"),
-    "too many chosen": (mlp, X, "moe", {"experts": 4, "top_k": 5}, "^gatec: 1 <= top_k <= experts\n  found experts=4, top_k=5\n"),
-    "no experts": (mlp, X, "moe", {"experts": 0, "top_k": 0}, "^gatec: 1 <= top_k <= experts\n  found experts=0, top_k=0\n"),
-    "text for a number": (mlp, X, "moe(experts=many)", {}, "^gatec: 1 <= top_k <= experts\n  found experts=many, top_k=2\n"),
+    "too many chosen": (mlp, X, "moe", {"experts": 4, "top_k": 5}, "^gatec: 1 <= top_k <= experts - shared\n  found experts=4, top_k=5, shared=0\n"),
+    "no experts": (mlp, X, "moe", {"experts": 0, "top_k": 0}, "^gatec: 1 <= top_k <= experts - shared\n  found experts=0, top_k=0, shared=0\n"),
+    "text for a number": (mlp, X, "moe(experts=many)", {}, "^gatec: 1 <= top_k <= experts - shared\n  found experts=many, top_k=2, shared=0\n"),
     "NaN": (nan, X, "prune", {}, "^gatec: finite weights\n  found NaN or infinity in 2.bias\n  where Sequential\n  try   load the checkpoint before converting$"),
     "infinity": (infinite, X, "glu", {}, "^gatec: finite weights\n  found NaN or infinity in 0.weight\n"),
     "parametrised": (parametrised, X, "moe", MOE, r"2: 2.weight is computed \(a parametrization\), its values cannot be moved\n"),

@@ -344,7 +344,7 @@ class Loop(nn.Module):
 KINDS = {
     "pointwise": (lambda x: Plain(), None),
     "rowwise": (lambda x: Block(lambda m, x: torch.softmax(m.a(x), -1) * m.b(x)), None),
-    "moe": (lambda x: gatec.convert(Mlp(), "moe", inputs=x), "gatec.grouped, which is not there without it"),
+    "moe": (lambda x: gatec.convert(Mlp(), "moe", inputs=x), "a Softmax"),
     "scan": (lambda x: gatec.reroll(Loop(), x), "stays with gatec"),
 }  # fmt: skip
 

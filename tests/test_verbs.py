@@ -24,7 +24,7 @@ class Dense(nn.Sequential):
         super().__init__(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8))
 """
 VERBS = {
-    "scan m.py:MLP": "1 gates, 5 places for more",
+    "scan m.py:MLP": "1 gates, 10 places for more",
     "why m.py:MLP glu": "left  its hidden layer is gated already",
     "why m.py:Dense glu": "put   could be put",
     "convert m.py:Dense glu,prune -o out": "2 put  model drift 0.0e+00",

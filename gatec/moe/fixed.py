@@ -113,7 +113,7 @@ class MultiGate(Softmax):
     task = 0
 
     def build(self, width: int, hidden: int, like: dict[str, Any]) -> None:
-        self.score = nn.ModuleList(scorer(width, self.experts, hidden, like) for _ in range(self.tasks))
+        self.score = nn.ModuleList(scorer(width, self.experts, hidden, like, i) for i in range(self.tasks))
 
     def scores(self, x: Tensor) -> Tensor:
         if not 0 <= self.task < self.tasks:

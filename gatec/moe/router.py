@@ -129,14 +129,14 @@ class Router(nn.Module):
         return f"top_k={self.top_k}, experts={self.experts}"
 
 
-def scorer(width: int, out: int, hidden: int, like: dict[str, Any]) -> nn.Module:
+def scorer(width: int, out: int, hidden: int, like: dict[str, Any], seed: int = 0) -> nn.Module:
     """A linear layer that starts at zero, or an MLP."""
     if not hidden:
         linear: nn.Linear = nn.utils.skip_init(nn.Linear, width, out, bias=False, **like)
         nn.init.zeros_(linear.weight)
         return linear
     with torch.random.fork_rng(devices=[]):  # the same everywhere, and nothing else draws differently
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, out)).to(**like)
 
 

@@ -1,7 +1,7 @@
 """From a declaration to a changed model: find the places, decide, splice, compare; every edit can be undone and replayed."""
 
 from gatec.rewrite.install import copied, installed
-from gatec.rewrite.put import put
+from gatec.rewrite.put import added, put
 from gatec.rewrite.removal import take_out
 from gatec.rewrite.replay import NOWHERE, Rewrite, children_of
 from gatec.rewrite.spot import site_name
@@ -12,6 +12,7 @@ __all__ = [
     "NOWHERE",
     "Rewrite",
     "Undo",
+    "added",
     "back",
     "children_of",
     "copied",
