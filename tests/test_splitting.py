@@ -327,13 +327,13 @@ class Row(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.second = Gated(), nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8))
+        self.first, self.second = Narrow(), nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8))
 
     def forward(self, x):
         return self.second(torch.tanh(self.first(x)))
 
 
-class Gated(nn.Module):
+class Narrow(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.gate, self.up, self.down = nn.Linear(8, 16), nn.Linear(8, 16), nn.Linear(16, 8)
