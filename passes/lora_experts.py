@@ -45,7 +45,7 @@ def after(site, here, x, layer, *, experts: int = 4, top_k: int = 2, rank: int =
     flat = x.reshape(-1, width)
     pairs = pairs_of(route(flat), site.added_value("lora_router"))
     found = pairs.combine(pairs.linear(pairs.weighed(pairs.linear(pairs.gather(flat), a)), b), flat)
-    return here + (found * (alpha / rank)).unflatten(0, x.shape[:-1])
+    return here + (found * (alpha / rank)).reshape(here.shape)
 
 
 def birth(site, layer, *, experts: int = 4, seed: int = 0) -> None:

@@ -76,7 +76,7 @@ MODELS = [
     Model("transformers:vit", 2, 2, 2),
     Model("transformers:dinov2?use_swiglu_ffn=True", 0, 2, 2, GATED),
     Model("timm:vit_tiny_patch16_224?depth=2,embed_dim=48,num_heads=2,img_size=32,num_classes=10", 2, 2, 2),
-    Model("timm:efficientnet_b0?num_classes=10", 0, 0, 0, slow=True),
+    Model("timm:efficientnet_b0?num_classes=10", 0, 0, 12, slow=True),
     Model("sequential", 3, 3, 3),
     Model("branches", 1, 1, 1, options={"inputs": torch.linspace(-2, 2, 128).reshape(4, 32)}),
 ]
