@@ -1,6 +1,6 @@
 """A small byte model, made a mixture of experts by all processes together, and trained with the experts dealt out.
 
-    torchrun --nproc-per-node 2 examples/train_moe_distributed.py --steps 20 --out /tmp/moe
+    torchrun --nproc-per-node 2 examples/train_moe_distributed.py --steps 20 --out moe
 
 Every process has its own lines of text and a share of the experts; tokens travel to their experts and back. All other
 parameters are sharded by fully_shard. The checkpoint can be resumed by any number of processes, or by one.

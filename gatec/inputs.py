@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -31,6 +31,12 @@ def example_inputs(model: nn.Module, inputs: Any = None) -> Inputs:
             hint=HINT,
         )
     return made
+
+
+def batches(data: Any) -> Iterable[Any]:
+    """Of calibration data: one batch, or many."""
+    found: Iterable[Any] = [data] if isinstance(data, (Tensor, Mapping)) else data
+    return found
 
 
 def _given(inputs: Any) -> Inputs:

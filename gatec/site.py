@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
@@ -13,7 +13,7 @@ from torch._subclasses import FakeTensor
 
 from gatec.capture import unit_of, untouched
 from gatec.errors import GatecError, Refused
-from gatec.inputs import example_inputs
+from gatec.inputs import batches, example_inputs
 from gatec.layers import Inner, Layer, attribute, value_of
 from gatec.match import Linear, Match
 from gatec.match.terms import join
@@ -151,7 +151,7 @@ class Site:
         ran = False
         try:
             with torch.no_grad(), untouched(self.root), self._as_it_was():
-                for batch in [data] if isinstance(data, (Tensor, Mapping)) else data:
+                for batch in batches(data):
                     ran = True
                     args, kwargs = example_inputs(self.root, batch)
                     self.root(*args, **kwargs)

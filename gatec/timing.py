@@ -102,8 +102,8 @@ def counted(model: nn.Module) -> Iterator[dict[nn.Module, Tensor]]:
     seen: dict[nn.Module, Tensor] = {}
 
     def count(router: nn.Module, _: Any, routed: Any) -> None:
-        chosen = routed[0].flatten() if isinstance(routed, tuple) else routed.flatten(0, -2).nonzero()[:, -1]
-        found = torch.bincount(chosen, minlength=int(router.experts)).cpu().double()  # type: ignore[arg-type]
+        assert isinstance(router, Router)
+        found = (router.dense(routed) != 0).sum(0).cpu().double()
         seen[router] = seen[router] + found if router in seen else found
 
     hooks = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, Router)]

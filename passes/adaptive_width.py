@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from gatec import Case, Gate, GatecError, mixture, places, router_named, splitting
 
 
-def check(site, up, down, gate=None, *, learners: int = 4) -> None:
+def check(site, up, *, learners: int = 4) -> None:
     width = up.out_features
     if not isinstance(learners, int) or learners < 2:
         raise GatecError("at least two learners", found=f"learners={learners}", hint="adaptive_width(learners=4)")
     if width % learners:
-        fits = ", ".join(str(e) for e in range(2, min(width, 64) + 1) if width % e == 0)
+        fits = splitting.divisors(width, 2)
         site.refuse(f"{learners} learners do not divide its {width} hidden units; these do: {fits}")
-    for name in ("up", "down", *(["gate"] if gate else [])):
+    for name in site.match.layers:
         site.movable(name)
 
 
@@ -45,7 +45,7 @@ def birth(site, up, act, down, gate=None, *, calibration=None) -> None:
     if not worth.isfinite().all():
         site.refuse("its weights, or what it computes of the calibration data, hold NaN or infinity")
     units = worth.argsort(descending=True, stable=True)
-    splitting.reorder(site, units, up, down, gate)
+    splitting.reorder(site, units)
     site.added_value("router").order.copy_(units)
 
 

@@ -32,8 +32,6 @@ from gatec import (
 def check(
     site,
     up,
-    down,
-    gate=None,
     *,
     experts: int = 8,
     top_k: int = 2,
@@ -53,9 +51,9 @@ def check(
     split = split_of(site, up, partition, experts, top_k, shared, nearest)
     width = up.out_features
     if split.experts < top_k + shared or width % split.experts:
-        fits = ", ".join(str(e) for e in range(top_k + shared, min(width, 64) + 1) if width % e == 0)
+        fits = splitting.divisors(width, top_k + shared)
         site.refuse(f"{split.experts} experts do not divide its {width} hidden units; these do: {fits}")
-    for name in ("up", "down", *(["gate"] if gate else [])):
+    for name in site.match.layers:
         site.movable(name)
 
 
@@ -123,7 +121,7 @@ def birth(
     seen = None if calibration is None else lambda: splitting.activations(site, up, act, gate, calibration)
     labels = splitting.labels_of(split, rows, down.weight.detach(), seen, seed, site.name, top_k)
     units = order(labels, split.experts).to(up.weight.device)
-    splitting.reorder(site, units, up, down, gate)
+    splitting.reorder(site, units)
     with torch.no_grad():
         router.order.copy_(units)
         directions = F.normalize((gate or up).weight.float(), dim=1).unflatten(0, (split.experts, -1))

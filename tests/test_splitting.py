@@ -311,7 +311,7 @@ def test_a_module_that_is_called_twice_is_split_once():
     split = gatec.convert(dense, "moe", inputs=X, experts=4, top_k=4)
     assert sum(e.verdict == "put" for e in gatec.report(split).edits) == 1
     assert relative(split(X), dense(X)) < 1e-12
-    with pytest.raises(gatec.GatecError, match=r"mlp.up.weight is shared with again.up.weight"):
+    with pytest.raises(gatec.GatecError, match=r"mlp.gate.weight is shared with again.gate.weight"):
         gatec.convert(made(lambda: Repeated(True)), "moe", inputs=X, experts=4, top_k=4)
 
 

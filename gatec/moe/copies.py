@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gatec.errors import GatecError
+from gatec.moe.splitting import divisors
 
 
 def check(experts: object, top_k: object, shards: object, width: int, noise: object, hint: str) -> None:
@@ -19,8 +20,9 @@ def check(experts: object, top_k: object, shards: object, width: int, noise: obj
     if not isinstance(noise, (int, float)) or not 0 <= noise <= 1:
         raise GatecError("noise as a share from 0 to 1", found=f"noise={noise}", hint=hint)
     if width % shards:  # type: ignore[operator]
-        fits = ", ".join(str(n) for n in range(1, min(width, 64) + 1) if width % n == 0)
-        raise GatecError(f"shards that divide {width} hidden units", found=f"shards={shards}", hint=f"one of {fits}")
+        raise GatecError(
+            f"shards that divide {width} hidden units", found=f"shards={shards}", hint=f"one of {divisors(width)}"
+        )
 
 
 def seeded(seed: int, *names: str) -> torch.Generator:

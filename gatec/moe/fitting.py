@@ -13,7 +13,7 @@ from torch._subclasses import FakeTensor
 
 from gatec.capture import unit_of, untouched
 from gatec.errors import GatecError
-from gatec.inputs import example_inputs
+from gatec.inputs import batches, example_inputs
 from gatec.moe.fitted import Fit, Options
 from gatec.moe.resuming import keep, kept, keyed
 from gatec.moe.router import Router
@@ -43,8 +43,8 @@ def calibrate(
     folder    keeps each layer's result, so that an interrupted fit resumes: equal weights, data and options are not fitted again
     """
     options = Options(steps, rate, active, seed)
-    batches = [data] if isinstance(data, (Tensor, dict)) else list(data)
-    if not batches:
+    given = list(batches(data))
+    if not given:
         raise GatecError("batches to fit routers on", found="none", hint="gatec.calibrate(model, [batch, ...])")
     before = ""
     training = {module: module.training for module in model.modules()}
@@ -53,7 +53,7 @@ def calibrate(
         for site in sites(model):
             if progress:
                 progress(site.name)
-            x = inputs(model, site, batches, tokens, seed)
+            x = inputs(model, site, given, tokens, seed)
             before = keyed(site, x, options, before)
             fit(site, x, options, Path(folder) if folder is not None else None, before)
     finally:
@@ -86,10 +86,10 @@ def sites(model: nn.Module) -> list[Split]:
     return found
 
 
-def inputs(model: nn.Module, site: Split, batches: list[Any], tokens: int, seed: int) -> Tensor:
+def inputs(model: nn.Module, site: Split, given: list[Any], tokens: int, seed: int) -> Tensor:
     """What flows into the layer: at most `tokens` rows, as many of each batch."""
     seen: list[Tensor] = []
-    share = -(-tokens // len(batches))
+    share = -(-tokens // len(given))
     draw = torch.Generator().manual_seed(seed)
 
     def take(_: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -102,7 +102,7 @@ def inputs(model: nn.Module, site: Split, batches: list[Any], tokens: int, seed:
     handle = site.router.register_forward_pre_hook(take)
     try:
         with torch.no_grad(), untouched(model):
-            for batch in batches:
+            for batch in given:
                 _reach(model, batch)
     finally:
         handle.remove()

@@ -83,14 +83,12 @@ class Hash(Router):
     "Hash Layers", https://arxiv.org/abs/2106.04426, which hashes the token's number in the vocabulary.
     """
 
+    follows_centres = False
     planes: Tensor
 
     def build(self, width: int, hidden: int, like: dict[str, Any]) -> None:
         drawn = torch.randn(width, bits(self.experts), generator=torch.Generator().manual_seed(0))
         self.register_buffer("planes", drawn.to(**like))
-
-    def start(self, centres: Tensor) -> None:
-        """Nothing to start with."""
 
     def scores(self, x: Tensor) -> Tensor:
         return x @ self.planes
@@ -121,10 +119,3 @@ class MultiGate(Softmax):
         assert isinstance(self.score, nn.ModuleList)
         found: Tensor = self.score[self.task](x)
         return found
-
-    @torch.no_grad()
-    def start(self, centres: Tensor) -> None:
-        assert isinstance(self.score, nn.ModuleList)
-        for one in self.score:
-            if isinstance(one, nn.Linear):
-                one.weight.copy_(F.normalize(centres, dim=1))

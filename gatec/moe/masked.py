@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gatec.moe.router import Router, bits, router, scorer
+from gatec.moe.router import Router, bits, gumbel, router, scorer
 
 
 @router("expert_choice")
@@ -123,7 +123,7 @@ class DenseToSparse(Router):
     def scores(self, x: Tensor) -> Tensor:
         found = super().scores(x)
         if self.training:
-            found = found - torch.empty_like(found).exponential_().log()
+            found = found + gumbel(found)
         return found
 
     def route(self, logits: Tensor) -> Tensor:

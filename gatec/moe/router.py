@@ -82,8 +82,11 @@ class Router(nn.Module):
     @torch.no_grad()
     def start(self, centres: Tensor) -> None:
         """First scores: the product of a token with each expert's centre[experts, width]; an MLP keeps its random ones."""
-        if self.follows_centres and isinstance(self.score, nn.Linear):
-            self.score.weight.copy_(F.normalize(centres, dim=1))
+        if not self.follows_centres:
+            return
+        for score in self.score if isinstance(self.score, nn.ModuleList) else [self.score]:
+            if isinstance(score, nn.Linear):
+                score.weight.copy_(F.normalize(centres, dim=1))
 
     # -- for rules ----------------------------------------------------------------------------------------------------
 
@@ -138,6 +141,11 @@ def scorer(width: int, out: int, hidden: int, like: dict[str, Any], seed: int = 
     with torch.random.fork_rng(devices=[]):  # the same everywhere, and nothing else draws differently
         torch.manual_seed(seed)
         return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, out)).to(**like)
+
+
+def gumbel(like: Tensor) -> Tensor:
+    """Noise that makes the largest of logits + noise a draw from their softmax."""
+    return -torch.empty_like(like).exponential_().log()
 
 
 def bits(experts: int) -> int:

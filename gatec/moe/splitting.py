@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gatec.errors import GatecError
+from gatec.match import Linear
 from gatec.moe.dealing import dealt
 from gatec.partition import Coactivation, balanced_clusters, order, weight_features
+from gatec.rewrite.units import put_back, put_into
 from gatec.site import Site
 
 METHODS = ("weights", "coactivation", "routing", "importance", "random")
@@ -139,16 +142,13 @@ def activations(site: Site, up: Any, act: Any, gate: Any, calibration: Any) -> I
         yield (hidden * F.linear(x, up.weight, up.bias) if gate else hidden).flatten(0, -2)
 
 
-def reorder(site: Site, units: Tensor, up: Any, down: Any, gate: Any) -> None:
+def reorder(site: Site, units: Tensor) -> None:
     """Bring the hidden units of an MLP into this order, in place."""
-    back = torch.argsort(units)
-    views = [v for layer in (up, gate) if layer for v in (layer.weight, layer.bias) if v is not None]
-    move(units, views, down)
-    site.undo.append(lambda: move(back, views, down))
+    layers = {name: spec for name, spec in site.match.layers.items() if isinstance(spec, Linear)}
+    put_into(site.module, layers, units)
+    site.undo.append(partial(put_back, site.module, layers, units))
 
 
-@torch.no_grad()
-def move(units: Tensor, views: list[Tensor], down: Any) -> None:
-    for view in views:
-        view.copy_(view[units])
-    down.weight.copy_(down.weight[:, units])
+def divisors(units: int, least: int = 1) -> str:
+    """The numbers of equal parts, from `least` on and up to 64, that so many units have, in words."""
+    return ", ".join(str(n) for n in range(least, min(units, 64) + 1) if units % n == 0)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gatec.moe.router import Router, router
+from gatec.moe.router import Router, gumbel, router
 
 WIDE = 5.0  # how far ahead the full width starts
 
@@ -36,7 +36,7 @@ class Width(Router):
     def route(self, logits: Tensor) -> Tensor:
         noisy = logits
         if self.training and self.noise:
-            noisy = logits - self.noise * torch.empty_like(logits).exponential_().log()
+            noisy = logits + self.noise * gumbel(logits)
         share = torch.softmax(noisy, -1)
         best = torch.zeros_like(share).scatter(-1, noisy.argmax(-1, keepdim=True), 1.0)
         run, soft = self.at_least(best), self.at_least(share)

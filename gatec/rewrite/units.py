@@ -43,12 +43,16 @@ def permutation(order: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def put_back(module: nn.Module, layers: dict[str, Linear], order: Tensor) -> None:
-    """Every hidden unit where it was before it was moved into `order`, with the values that it has now."""
-    back = permutation(order)
+def put_into(module: nn.Module, layers: dict[str, Linear], order: Tensor) -> None:
+    """The hidden units of a module's layers in `order`, in place."""
     for name, spec, path in moving(layers):
         value = attribute(module, path)
-        value.copy_(reordered(value, spec, back, name=name))
+        value.copy_(reordered(value, spec, order, name=name))
+
+
+def put_back(module: nn.Module, layers: dict[str, Linear], order: Tensor) -> None:
+    """Every hidden unit where it was before it was moved into `order`, with the values that it has now."""
+    put_into(module, layers, permutation(order))
 
 
 def put_in_order(state: dict[str, Any], prefix: str, layers: dict[str, Linear], order: Tensor) -> None:
