@@ -1,0 +1,9 @@
+"""Axes: which positions of which dimensions of a model's tensors live and die together."""
+
+from gatec.axes import computing, moving
+from gatec.axes.atoms import Atom, Axis, Fact, leaves, size
+from gatec.axes.computing import KERNEL
+from gatec.axes.places import slots
+from gatec.axes.walk import Walk, walked
+
+__all__ = ["KERNEL", "Atom", "Axis", "Fact", "Walk", "computing", "leaves", "moving", "size", "slots", "walked"]
