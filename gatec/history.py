@@ -39,6 +39,11 @@ def forget(model: nn.Module) -> None:
         del hooks[key]
 
 
+def forgotten(model: nn.Module, kind: str) -> None:
+    """The history without steps of one kind."""
+    vars(model)["_gatec_history"] = tuple(s for s in history(model) if kind not in s)
+
+
 def history(model: nn.Module) -> tuple[dict[str, Any], ...]:
     return tuple(vars(model).get("_gatec_history", ()))
 

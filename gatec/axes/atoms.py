@@ -25,7 +25,7 @@ class Atom:
     is sliced or concatenated a sum. `pins` say why no slot of it can be removed.
     """
 
-    __slots__ = ("facts", "factors", "parent", "pins", "size", "terms")
+    __slots__ = ("factors", "facts", "parent", "pins", "size", "terms")
 
     def __init__(self, size: int, pin: str = "") -> None:
         self.size = size

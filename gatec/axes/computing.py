@@ -34,6 +34,8 @@ def pointwise(walk: Walk, out: Any, *args: Any, **kwargs: Any) -> Any:
 def product(walk: Walk, out: Tensor, a: Tensor, b: Tensor, *_: Any, **__: Any) -> Any:
     """Rows of one by columns of the other; batches side by side."""
     left, right = walk.of(a), walk.of(b)
+    walk.contract(b, 0 if b.dim() == 1 else -2, out.numel() * a.shape[-1])
+    walk.contract(a, -1, out.numel() * a.shape[-1])
     if a.dim() != b.dim() and b.dim() == 3:  # rows sorted by their matrix
         pin(right[0], "its slots are chosen by number")
         unify(left[-1], right[1])
@@ -43,8 +45,8 @@ def product(walk: Walk, out: Tensor, a: Tensor, b: Tensor, *_: Any, **__: Any) -
     if a.dim() == 3:
         unify(left[0], right[0])
         mark(left[0], "batch", where)
-        mark(left[-1], "dotted", where)
-        mark(right[-1], "mixed", where)
+        walk.width(left[-1], "dotted")
+        walk.width(right[-1], "mixed")
     return [*left[:-1], *(right[:-2] if a.dim() < b.dim() else []), *(right[-1:] if b.dim() > 1 else [])]
 
 
@@ -68,8 +70,11 @@ def convolution(walk: Walk, out: Tensor, x: Tensor, weight: Tensor, bias: Tensor
         into, found = (kernel[0], kernel[1]) if transposed else (kernel[1], kernel[0])
     else:
         across, rows = split(kernel[0], [groups, weight.shape[0] // groups])
-        into, found = ((*across, *rows), (*across, *kernel[1])) if transposed else ((*across, *kernel[1]), (*across, *rows))
+        into, found = (
+            ((*across, *rows), (*across, *kernel[1])) if transposed else ((*across, *kernel[1]), (*across, *rows))
+        )
         mark(across, "groups", walk.where)
+    walk.contract(weight, 0 if transposed else 1, (x if transposed else out).numel() * weight[0].numel())
     unify(channels, into)
     if bias is not None:
         unify(found, walk.of(bias)[0])
@@ -88,11 +93,20 @@ def layer_norm(walk: Walk, out: Any, x: Tensor, shape: Sequence[int], *affine: A
                 unify(mine, its)
     if isinstance(out, Tensor):
         return dims
-    return [dims, *[[d if size(d) == n else axis(n, PLACES) for d, n in zip(dims, t.shape, strict=False)] for t in out[1:] if t is not None]]
+    return [
+        dims,
+        *[
+            [d if size(d) == n else axis(n, PLACES) for d, n in zip(dims, t.shape, strict=False)]
+            for t in out[1:]
+            if t is not None
+        ],
+    ]
 
 
 @rule("native_group_norm")
-def group_norm(walk: Walk, out: Any, x: Tensor, weight: Any, bias: Any, n: int, c: int, hw: int, groups: int, eps: float) -> Any:
+def group_norm(
+    walk: Walk, out: Any, x: Tensor, weight: Any, bias: Any, n: int, c: int, hw: int, groups: int, eps: float
+) -> Any:
     dims = walk.of(x)
     across, inner = split(dims[1], [groups, c // groups])
     mark(inner, "norm", walk.where)
@@ -132,7 +146,11 @@ def reduction(walk: Walk, out: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any
     dims, chosen = walk.of(x), _over(walk, x, outs[0], args, kwargs)
     for n in chosen:
         reduced(walk, dims[n])
-    left = [() if n in chosen else d for n, d in enumerate(dims)] if outs[0].dim() == x.dim() else [d for n, d in enumerate(dims) if n not in chosen]
+    left = (
+        [() if n in chosen else d for n, d in enumerate(dims)]
+        if outs[0].dim() == x.dim()
+        else [d for n, d in enumerate(dims) if n not in chosen]
+    )
     return left if isinstance(out, Tensor) else [left for _ in outs]
 
 
@@ -141,7 +159,9 @@ def reduced(walk: Walk, dim: Axis) -> None:
 
 
 def _over(walk: Walk, x: Tensor, out: Tensor, args: Any, kwargs: Any) -> list[int]:
-    given = kwargs.get("dim", next((a for a in args if isinstance(a, (int, list, tuple)) and not isinstance(a, bool)), None))
+    given = kwargs.get(
+        "dim", next((a for a in args if isinstance(a, (int, list, tuple)) and not isinstance(a, bool)), None)
+    )
     if given is None or given == []:
         return list(range(x.dim()))
     found = [given] if isinstance(given, int) else list(given)
@@ -201,9 +221,9 @@ def attention(walk: Walk, out: Any, q: Tensor, k: Tensor, v: Tensor, *args: Any,
     unify(a[-1], b[-1])
     unify(b[-2], c[-2])
     pin(b[-2], "a softmax or a running sum goes over it")
-    mark(a[-1], "dotted" if kwargs.get("scale") is not None else "scaled", walk.where)
+    walk.width(a[-1], "dotted" if kwargs.get("scale") is not None else "scaled")
+    walk.width(c[-1], "mixed")
     mark(a[-3], "batch", walk.where)
-    mark(c[-1], "mixed", walk.where)
     masks = [m for m in [*args, kwargs.get("attn_mask")] if isinstance(m, Tensor) and m.dim() >= 3]
     for mask in masks:
         if mask.shape[-3] == q.shape[-3] != 1:

@@ -76,7 +76,9 @@ def unsqueeze(walk: Walk, out: Tensor, x: Tensor, dim: int) -> Any:
 
 @rule("squeeze", "squeeze_copy")
 def squeeze(walk: Walk, out: Tensor, x: Tensor, dims: Any = None) -> Any:
-    chosen = range(x.dim()) if dims is None else [d % max(x.dim(), 1) for d in ([dims] if isinstance(dims, int) else dims)]
+    chosen = (
+        range(x.dim()) if dims is None else [d % max(x.dim(), 1) for d in ([dims] if isinstance(dims, int) else dims)]
+    )
     return [d for n, d in enumerate(walk.of(x)) if not (n in chosen and x.shape[n] == 1)]
 
 
@@ -99,7 +101,11 @@ def cut(walk: Walk, out: Tensor, x: Tensor, dim: int = 0, start: Any = None, end
     if out.shape == x.shape:
         return dims
     first = min(max((start or 0) + (n if (start or 0) < 0 else 0), 0), n)
-    dims[dim] = _narrow(walk, dims[dim], first, out.shape[dim]) if step == 1 else _every(walk, dims[dim], n, step, out.shape[dim])
+    dims[dim] = (
+        _narrow(walk, dims[dim], first, out.shape[dim])
+        if step == 1
+        else _every(walk, dims[dim], n, step, out.shape[dim])
+    )
     return dims
 
 
@@ -181,7 +187,13 @@ def padded(walk: Walk, out: Tensor, x: Tensor, pads: Sequence[int], *_: Any) -> 
         if left < 0 or right < 0:
             dims[at] = _narrow(walk, dims[at], max(-left, 0), x.shape[at] + min(left, 0) + min(right, 0))
         if left > 0 or right > 0:
-            dims[at] = summed([(Atom(left, why),) if left > 0 else (), dims[at] or (Atom(1),), (Atom(right, why),) if right > 0 else ()])
+            dims[at] = summed(
+                [
+                    (Atom(left, why),) if left > 0 else (),
+                    dims[at] or (Atom(1),),
+                    (Atom(right, why),) if right > 0 else (),
+                ]
+            )
     return dims
 
 
@@ -230,7 +242,10 @@ def index(walk: Walk, out: Tensor, x: Tensor, indices: Sequence[Tensor | None]) 
     """Dimensions that are indexed go, those of the indices come: in their place, or in front where they lie apart."""
     dims, why = walk.of(x), "its rows are looked up by number"
     indices = [*indices, *[None] * (x.dim() - len(indices))]
-    if any(i is not None and i.dtype.is_floating_point is False and str(i.dtype) in ("torch.bool", "torch.uint8") for i in indices):
+    if any(
+        i is not None and i.dtype.is_floating_point is False and str(i.dtype) in ("torch.bool", "torch.uint8")
+        for i in indices
+    ):
         raise Cut
     taken = [n for n, i in enumerate(indices) if i is not None]
     for n in taken:
@@ -249,7 +264,17 @@ def _looked_up(walk: Walk, x: Tensor, dim: int, rows: Dims) -> Dims:
     return dims
 
 
-@rule("index_put", "index_add", "index_copy", "scatter", "scatter_add", "slice_scatter", "select_scatter", "masked_scatter", "scatter_reduce")
+@rule(
+    "index_put",
+    "index_add",
+    "index_copy",
+    "scatter",
+    "scatter_add",
+    "slice_scatter",
+    "select_scatter",
+    "masked_scatter",
+    "scatter_reduce",
+)
 def written(walk: Walk, out: Tensor, x: Tensor, *args: Any, **kwargs: Any) -> Any:
     """What is written must have the slots of where it goes, in dimensions that are as long in both."""
     dims, values = walk.of(x), [a for a in args if isinstance(a, Tensor)][-1]
@@ -272,6 +297,18 @@ def uniform(walk: Walk, out: Tensor, *_: Any, **__: Any) -> Any:
     return [axis(n) for n in out.shape]
 
 
-@rule("arange", "linspace", "rand", "randn", "randint", "randperm", "rand_like", "randn_like", "eye", "tril_indices", "triu_indices")
+@rule(
+    "arange",
+    "linspace",
+    "rand",
+    "randn",
+    "randint",
+    "randperm",
+    "rand_like",
+    "randn_like",
+    "eye",
+    "tril_indices",
+    "triu_indices",
+)
 def made(walk: Walk, out: Tensor, *_: Any, **__: Any) -> Any:
     return [axis(n, "it meets numbers that the forward makes") for n in out.shape]

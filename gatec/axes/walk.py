@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary, WeakTensorKeyDictionary
 
-from gatec.axes.atoms import Axis, Cut, axis, flat, leaves, pin, size
+from gatec.axes.atoms import Axis, Cut, axis, mark, pin, size
 
 Dims = list[Axis]
 Rule = Callable[..., Any]
@@ -33,16 +33,23 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 class Walk(TorchDispatchMode):
     """Watches a model's operators; `tensors` are the axes of its parameters and buffers by name.
 
-    `numbers` are the axes that were met inside of each module, by their size: what the module's own sizes may stand for.
+    `numbers` are the axes that were met inside of each module, by their size: what the module's own sizes may stand for;
+    `widths` those that are contracted batch by batch, as heads are.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model, self.where = model, ""
+        self.watch: Callable[[Walk, str, Any], None] | None = None
         self.known: Any = WeakTensorKeyDictionary()
         self.reached: Any = WeakIdKeyDictionary()
         self.tensors: dict[str, Dims] = {}
         self.numbers: dict[str, dict[int, dict[Axis, None]]] = {}
+        self.widths: dict[str, dict[Axis, None]] = {}
+        self.macs: dict[str, int] = {}
+        self.contracted: set[tuple[str, int]] = set()
+        self.learned = dict(model.named_parameters())
+        self.stored = {p.untyped_storage().data_ptr(): n for n, p in self.learned.items() if not p.is_meta}
         for name, value in [*model.named_parameters(), *model.named_buffers()]:
             self.known[value] = self.tensors[name] = [axis(n) for n in value.shape]
 
@@ -76,7 +83,11 @@ class Walk(TorchDispatchMode):
         else:
             dims = self.ruled(known, out, args, kwargs)
         if [shape(d) for d in dims] != [list(t.shape) for t in results]:
-            dims = self.refused(f"{func._schema.name.removeprefix('aten::')} in {self.where or 'the model'} mixes its slots", given, results)
+            dims = self.refused(
+                f"{func._schema.name.removeprefix('aten::')} in {self.where or 'the model'} mixes its slots",
+                given,
+                results,
+            )
         for value, one in zip(results, dims, strict=True):
             self.known[value] = one
             self.note(one)
@@ -107,6 +118,29 @@ class Walk(TorchDispatchMode):
         numbers = self.numbers.setdefault(self.where, {})
         for dim in dims:
             numbers.setdefault(size(dim), {}).setdefault(dim)
+            for atom in dim if len(dim) > 1 else ():
+                numbers.setdefault(atom.size, {}).setdefault((atom,))
+
+    def reads(self, name: str, dim: int) -> bool:
+        """Whether a parameter's dimension is contracted with what flows in."""
+        return (name, dim) in self.contracted
+
+    def contract(self, value: Tensor, dim: int, macs: int) -> None:
+        """A dimension of a tensor is contracted, at a cost of so many multiplications; a parameter's is remembered."""
+        name = self.stored.get(value.untyped_storage().data_ptr())
+        if name is None:
+            return
+        parameter = self.learned[name]
+        stride, length = value.stride(dim), value.shape[dim]
+        self.macs[name] = self.macs.get(name, 0) + macs
+        for n in range(parameter.dim()):
+            if parameter.stride(n) == stride and parameter.shape[n] == length:
+                self.contracted.add((name, n))
+
+    def width(self, dim: Axis, kind: str) -> None:
+        """Here heads are as wide as this: one number of the module's may stand for all such widths."""
+        mark(dim, kind, self.where)
+        self.widths.setdefault(self.where, {}).setdefault(dim)
 
     @contextmanager
     def inside(self) -> Iterator[None]:
@@ -116,7 +150,9 @@ class Walk(TorchDispatchMode):
         def enter(path: str) -> Callable[..., None]:
             return lambda *_: (stack.append(self.where), setattr(self, "where", path))[1]
 
-        def leave(*_: Any) -> None:
+        def leave(module: nn.Module, _: Any, out: Any) -> None:
+            if self.watch is not None:
+                self.watch(self, self.where, out)
             self.where = stack.pop()
 
         hooks = []
@@ -144,32 +180,42 @@ def rule_of(func: Any) -> Rule | None:
     return RULES["pointwise"] if torch.Tag.pointwise in func.tags else None
 
 
-def walked(model: nn.Module, args: Any, kwargs: Any) -> Walk:
-    """The axes of everything in a model, from one forward of it."""
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Inside, every module is in eval mode."""
+    training = {m: m.training for m in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, flag in training.items():
+            module.training = flag
+
+
+def walked(model: nn.Module, args: Any, kwargs: Any, watch: Callable[[Walk, str, Any], None] | None = None) -> Walk:
+    """The axes of everything in a model, from one forward of it; `watch` is told what every module returns."""
     walk = Walk(model)
+    walk.watch = watch
     for value in tree_leaves((args, kwargs)):
         if isinstance(value, Tensor):
             walk.known[value] = [axis(n, "it is as long as an input") for n in value.shape]
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.no_grad(), torch.backends.mkldnn.flags(enabled=False), walk.inside(), walk:
+        with torch.no_grad(), evaluating(model), torch.backends.mkldnn.flags(enabled=False), walk.inside(), walk:
             out = model(*args, **kwargs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-    for value in tree_leaves(_told(out)):
+    for value in tree_leaves(told(out)):
         if isinstance(value, Tensor):
             for dim in walk.of(value):
                 pin(dim, "it is in the model's output")
     return walk
 
 
-def _told(out: Any) -> Any:
+def told(out: Any) -> Any:
     """Of outputs by name the logits, where there are some: what is beside them tells of the inside."""
     if isinstance(out, Mapping):
         logits = [value for name, value in out.items() if "logits" in str(name)]
         return logits or dict(out)
     return out
-
-
-__all__ = ["Dims", "Walk", "flat", "leaves", "rule", "walked"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from gatec.axes import KERNEL, Atom, Walk, leaves, slots, walked
-from gatec.inputs import example_inputs as prepared
+from gatec.axes import KERNEL, Atom, Walk, slots, walked
+from gatec.inputs import example_inputs
 
 KINDS = {"batch": "heads", "groups": "groups", "scaled": "head dims", "dotted": "head dims", "mixed": "head dims"}
 
@@ -76,7 +77,9 @@ class Groups(tuple[Group, ...]):
             reach.setdefault(member.name, {}).setdefault(member.dim, set()).update(member.at.flatten().tolist())
         sizes = {n: p for n, p in self.model.named_parameters()}
         whole = sum(p.numel() for p in sizes.values())
-        return sum(sizes[n].numel() * max(len(at) / sizes[n].shape[d] for d, at in dims.items()) for n, dims in reach.items()) / max(whole, 1)
+        return sum(
+            sizes[n].numel() * max(len(at) / sizes[n].shape[d] for d, at in dims.items()) for n, dims in reach.items()
+        ) / max(whole, 1)
 
     def graph(self) -> Any:
         """A networkx graph: a node for each group and each tensor, an edge where slots of one lie in the other."""
@@ -88,7 +91,12 @@ class Groups(tuple[Group, ...]):
 
     def __str__(self) -> str:
         rows = [f"{g.name:<48} {g.kind:<10} {g.size:>6}  {g.refused or ', '.join(map(str, g.members))}" for g in self]
-        return "\n".join([*rows, f"{len(self.free)} of {len(self)} groups can be pruned; they reach {self.covered:.1%} of the parameters"])
+        return "\n".join(
+            [
+                *rows,
+                f"{len(self.free)} of {len(self)} groups can be pruned; they reach {self.covered:.1%} of the parameters",
+            ]
+        )
 
 
 def groups(model: nn.Module, inputs: Any = None) -> Groups:
@@ -98,8 +106,18 @@ def groups(model: nn.Module, inputs: Any = None) -> Groups:
     operators that compute make the axes equal that they align. An operator that is not known is no element-wise one:
     what it reads cannot be removed, and the group says so. `print(groups)` lists them, `groups.graph()` is a networkx graph.
     """
-    args, kwargs = prepared(model, inputs)
-    walk = walked(model, args, kwargs)
+    return found_in(model, walked(model, *arguments(model, inputs)))
+
+
+def arguments(model: nn.Module, inputs: Any) -> tuple[Any, Any]:
+    """The arguments of one call; a cache would outlive it."""
+    args, kwargs = example_inputs(model, inputs)
+    if "use_cache" in inspect.signature(model.forward).parameters:
+        kwargs.setdefault("use_cache", False)
+    return args, kwargs
+
+
+def found_in(model: nn.Module, walk: Walk) -> Groups:
     found = Groups(_groups(model, walk))
     found.model, found.walk = model, walk
     return found
@@ -138,7 +156,11 @@ def _name(own: list[Member], names: dict[str, int]) -> str:
     paths = [m.name.split(".")[:-1] for m in own if m.learned]
     common = paths[0]
     for path in paths[1:]:
-        common = common[: next((n for n, (a, b) in enumerate(zip(common, path, strict=False)) if a != b), min(len(common), len(path)))]
+        common = common[
+            : next(
+                (n for n, (a, b) in enumerate(zip(common, path, strict=False)) if a != b), min(len(common), len(path))
+            )
+        ]
     name = ".".join(common) or "model"
     names[name] = names.get(name, 0) + 1
     return name if names[name] == 1 else f"{name}#{names[name]}"
