@@ -34,6 +34,7 @@ from gatec.match import Attention, Block, Branch, Features, Hole, Linear, Part, 
 from gatec.moe import (  # noqa: E402
     Health,
     Pairs,
+    Pooled,
     Router,
     StandIn,
     calibrate,
@@ -74,8 +75,8 @@ __all__ = [  # noqa: RUF022 - in the order in which a reader meets them
     # what comes back
     "Census", "Edit", "Explanation", "GatecError", "Health", "Refused", "Report", "Tuning",
     # what a pass is made of
-    "Activation", "Attention", "Block", "Branch", "Case", "Coactivation", "Equation", "Features", "Gate", "Hole", "Inner",
-    "Layer", "Linear", "Pairs", "Part", "Projection", "Router", "Site", "StandIn", "balanced_clusters", "copies",
+    "Activation", "Attention", "Block", "Branch", "Case", "Coactivation", "Equation", "Features", "Gate", "Hole",
+    "Inner", "Layer", "Linear", "Pairs", "Part", "Pooled", "Projection", "Router", "Site", "StandIn", "balanced_clusters", "copies",
     "equation", "gated_delta_rule", "grouped_linear", "here", "linear_attention", "linear_recurrence", "mixture", "order",
     "pairs_of", "places", "routed_convolution", "router", "router_named", "splitting", "weight_features",
 ]  # fmt: skip

@@ -44,7 +44,8 @@ def routed_convolution(
     x: Tensor, weight: Tensor, deltas: Tensor, mix: Tensor, stride: Sequence[int], padding: Sequence[int],
     dilation: Sequence[int], groups: int,
 ) -> Tensor:  # fmt: skip
-    """x[images, channels, ...], weight[out, channels / groups, ...], deltas[experts, *weight], mix[images, experts].
+    """x[images, channels, ...], or one image; weight[out, channels / groups, ...], deltas[experts, *weight],
+    mix[images, experts].
 
     Follows autocast as convolutions do. Differentiable as often as one likes; where it is compiled or traced, once.
     """
@@ -53,6 +54,8 @@ def routed_convolution(
     if has_torch_function(tensors):
         kept: Tensor = handle_torch_function(routed_convolution, tensors, *tensors, *given)
         return kept
+    if x.dim() < weight.dim():
+        return routed_convolution(x.unsqueeze(0), weight, deltas, mix, *given).squeeze(0)
     device = x.device.type
     known = torch.amp.is_autocast_available(device)
     if known and torch.is_autocast_enabled(device) and x.dtype != torch.float64:

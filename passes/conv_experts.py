@@ -3,7 +3,8 @@
     before    y = conv(x; W)
     after     y = sum of w_e(x) * conv(x; W + D_e) over the chosen experts e,    D = 0 at birth
 
-Born neutral to rounding. The router sees the mean of each channel; an image that no expert takes goes through W alone.
+Born neutral to rounding. The router sees the mean of each channel, less its running mean in training; an image that no
+expert takes goes through W alone.
 Balance, soft: `gatec.losses(model, balance=0.01)`; hard: `router="capped"` closes experts that have too much in training,
 `router="expert_choice"` gives every expert as many images of a batch.
 A batch norm behind it keeps its statistics of the one kernel that there was: train it along, or, where it is frozen or
@@ -15,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gatec import Case, Gate, GatecError, places, routed_convolution, router_named
+from gatec import Case, Gate, GatecError, Pooled, places, routed_convolution, router_named
 
 KINDS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -35,20 +36,22 @@ def check(site, layer, *, experts: int = 4, top_k: int = 1, router: str = "softm
 def after(
     site, x, layer, *, experts: int = 4, top_k: int = 1, router: str = "softmax", hidden: int = 0, tasks: int = 1
 ):
-    conv, like, single = layer.module, site.like(layer), len(site.shape(x)) == len(layer.module.kernel_size) + 1
+    conv, like, channels = layer.module, site.like(layer), layer.module.in_channels
+
+    def pooled() -> nn.Module:
+        return Pooled(channels, len(conv.kernel_size), like["device"])
 
     def route() -> nn.Module:
-        return router_named(router)(conv.in_channels, experts, top_k, whole=False, hidden=hidden, tasks=tasks, **like)
+        return router_named(router)(channels, experts, top_k, whole=False, hidden=hidden, tasks=tasks, **like)
 
-    x = x.unsqueeze(0) if single else x
-    routed = site.add("router", route, near=layer)(x.mean(tuple(range(2, 2 + len(conv.kernel_size)))))
+    means = site.add("pooled", pooled, near=layer)(x)
+    routed = site.add("router", route, near=layer)(means)
     deltas = site.add("experts", lambda: nn.Parameter(torch.zeros(experts, *conv.weight.shape, **like)), near=layer)
     x, padding = padded(conv, x)
     y = routed_convolution(x, layer.parameter("weight"), deltas, mix_of(site.added_value("router"), routed, experts),
                            conv.stride, padding, conv.dilation, conv.groups)  # fmt: skip
     bias = layer.parameter("bias")
-    y = y if bias is None else y + bias.reshape(-1, *[1] * len(conv.kernel_size))
-    return y.squeeze(0) if single else y
+    return y if bias is None else y + bias.reshape(-1, *[1] * len(conv.kernel_size))
 
 
 def padded(conv, x):

@@ -9,14 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gatec.errors import GatecError
-from gatec.moe.router import Router, bits, router, scorer
-
-
-def summed(load: Tensor) -> Tensor:
-    """Over all processes."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(load)
-    return load
+from gatec.moe.router import Router, bits, router, scorer, summed
 
 
 @router("softmax")

@@ -23,14 +23,16 @@ def routed(
     images = [op.Reshape(op.NonZero(alone), op.Constant(value_ints=[-1]))]
     parts = [op.Conv(op.Gather(x, images[0]), weight, **geometry)]
     ones = op.Constant(value_ints=[-1, *[1] * (rank - 1)])
-    columns = split(op.Transpose(mix, perm=[1, 0]), experts)
-    for column, marks, delta in zip(columns, split(op.Transpose(chosen, perm=[1, 0]), experts), split(deltas, experts), strict=True):
+    columns, kernels = split(op.Transpose(mix, perm=[1, 0]), experts), split(deltas, experts)
+    marked = split(op.Transpose(chosen, perm=[1, 0]), experts)
+    for column, marks, delta in zip(columns, marked, kernels, strict=True):
         own = op.Reshape(op.NonZero(op.Squeeze(marks, zero)), op.Constant(value_ints=[-1]))
         made = op.Conv(op.Gather(x, own), op.Add(weight, op.Squeeze(delta, zero)), **geometry)
         parts.append(op.Mul(made, op.Reshape(op.Gather(op.Squeeze(column, zero), own), ones)))
         images.append(own)
     rows = op.Concat(*parts, axis=0)
-    blank = op.Expand(op.CastLike(op.Constant(value_float=0.0), x), op.Concat(op.Shape(x, end=1), op.Shape(rows, start=1), axis=0))
+    shape = op.Concat(op.Shape(x, end=1), op.Shape(rows, start=1), axis=0)
+    blank = op.Expand(op.CastLike(op.Constant(value_float=0.0), x), shape)
     out: ir.Value = op.ScatterND(blank, op.Unsqueeze(op.Concat(*images, axis=0), one), rows, reduction="add")
     return out
 
