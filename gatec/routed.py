@@ -76,12 +76,28 @@ def product(
 ) -> Tensor:  # fmt: skip
     geometry = Geometry(stride, padding, dilation, groups)
     images, alone = images_of(mix.detach())
-    first = geometry.convolve(x[alone], weight)
-    out = first.new_zeros(len(x), *first.shape[1:]).index_add_(0, alone, first)
+    parts = []
     for delta, own, counts in zip(deltas.unbind(0), images, mix.unbind(1), strict=True):
         if len(own):
-            made = geometry.convolve(x[own], weight + delta)
-            out.index_add_(0, own, made * beside(counts[own], made))
+            made = geometry.convolve(taken(x, own), weight + delta)
+            parts.append((own, made * beside(counts[own], made)))
+    if len(alone) or not parts:
+        parts.append((alone, geometry.convolve(taken(x, alone), weight)))
+    return together(parts, len(x))
+
+
+def taken(x: Tensor, images: Tensor) -> Tensor:
+    return x if len(images) == len(x) else x[images]
+
+
+def together(parts: list[tuple[Tensor, Tensor]], images: int) -> Tensor:
+    """The sum of what was made of each image; a single part has all of them, in order."""
+    first = parts[0][1]
+    if len(parts) == 1:
+        return first
+    out = first.new_zeros(images, *first.shape[1:])
+    for own, made in parts:
+        out.index_add_(0, own, made)
     return out
 
 
@@ -106,14 +122,14 @@ def pulled(
     """The gradients of x, weight, deltas and mix."""
     geometry = Geometry(stride, padding, dilation, groups)
     images, alone = images_of(mix)
-    dx, dmix, ddeltas = torch.zeros_like(x), torch.zeros_like(mix), torch.zeros_like(deltas)
-    back, dweight = geometry.pull(grad[alone], x[alone], weight)
-    dx.index_add_(0, alone, back)
+    dx, dweight, ddeltas, dmix = (torch.zeros_like(t) for t in (x, weight, deltas, mix))
+    if len(alone):
+        back, dweight = geometry.pull(grad[alone], x[alone], weight)
+        dx.index_add_(0, alone, back)
     for e, own in enumerate(images):
         if not len(own):
             continue
-        kernel, rows, counts = weight + deltas[e], x[own], mix[own, e]
-        slope = grad[own]
+        kernel, rows, counts, slope = weight + deltas[e], x[own], mix[own, e], grad[own]
         back, ddeltas[e] = geometry.pull(slope * beside(counts, slope), rows, kernel)
         dx.index_add_(0, own, back)
         dmix[own, e] = (slope * geometry.convolve(rows, kernel)).flatten(1).sum(1, dtype=dmix.dtype)
@@ -123,8 +139,9 @@ def pulled(
 LISTS = "int[] stride, int[] padding, int[] dilation, SymInt groups"
 OPERANDS = f"Tensor x, Tensor weight, Tensor deltas, Tensor mix, {LISTS}"
 routed_op = torch.library.custom_op(
-    "gatec::routed_convolution", product, mutates_args=(), schema=f"({OPERANDS}) -> Tensor"
-)
+    "gatec::routed_convolution", lambda *operands: product(*operands).contiguous(), mutates_args=(),
+    schema=f"({OPERANDS}) -> Tensor",
+)  # fmt: skip
 pulled_op = torch.library.custom_op(
     "gatec::routed_convolution_backward", pulled, mutates_args=(),
     schema=f"(Tensor grad, {OPERANDS}) -> (Tensor, Tensor, Tensor, Tensor)",

@@ -146,6 +146,23 @@ def test_any_convolution_and_a_single_image(name):
     assert distance(gated(x)[2], gated(x[2])) <= 1e-12 < distance(gated(x), layer(x))
 
 
+def test_the_layer_itself_is_not_computed_besides():
+    layer, x = nn.Conv2d(4, 6, 3), torch.randn(3, 4, 6, 6)
+    gated = gatec.convert(nn.Sequential(layer), "conv_experts", inputs=x)
+    with torch.no_grad(), torch.profiler.profile() as seen:
+        gated(x)
+        copy.deepcopy(gated)(x)
+    (calls,) = (e.count for e in seen.key_averages() if e.key == "aten::convolution")
+    assert calls == 2 * int(used(gated, x).sum())
+
+
+def used(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Which experts have images."""
+    with gatec.watching(model):
+        model(x)
+    return model[0].router.seen > 0
+
+
 def network() -> nn.Sequential:
     torch.manual_seed(0)
     first = nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()
