@@ -34,6 +34,7 @@ from gatec.match import Attention, Block, Branch, Features, Hole, Linear, Part, 
 from gatec.moe import (  # noqa: E402
     Health,
     Pairs,
+    Pooled,
     Router,
     StandIn,
     calibrate,
@@ -58,6 +59,7 @@ from gatec.recurrence import linear_recurrence  # noqa: E402
 from gatec.report import Report, report  # noqa: E402
 from gatec.rerolling import reroll, reroll_  # noqa: E402
 from gatec.reverting import revert  # noqa: E402
+from gatec.routed import routed_convolution  # noqa: E402
 from gatec.site import Site  # noqa: E402
 from gatec.timing import measure  # noqa: E402
 from gatec.tuning import Tuning, tune  # noqa: E402
@@ -73,8 +75,8 @@ __all__ = [  # noqa: RUF022 - in the order in which a reader meets them
     # what comes back
     "Census", "Edit", "Explanation", "GatecError", "Health", "Refused", "Report", "Tuning",
     # what a pass is made of
-    "Activation", "Attention", "Block", "Branch", "Case", "Coactivation", "Equation", "Features", "Gate", "Hole", "Inner",
-    "Layer", "Linear", "Pairs", "Part", "Projection", "Router", "Site", "StandIn", "balanced_clusters", "copies",
+    "Activation", "Attention", "Block", "Branch", "Case", "Coactivation", "Equation", "Features", "Gate", "Hole",
+    "Inner", "Layer", "Linear", "Pairs", "Part", "Pooled", "Projection", "Router", "Site", "StandIn", "balanced_clusters", "copies",
     "equation", "gated_delta_rule", "grouped_linear", "here", "linear_attention", "linear_recurrence", "mixture", "order",
-    "pairs_of", "places", "router", "router_named", "splitting", "weight_features",
+    "pairs_of", "places", "routed_convolution", "router", "router_named", "splitting", "weight_features",
 ]  # fmt: skip

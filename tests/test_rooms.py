@@ -11,7 +11,7 @@ ROWS = [row.split() for row in [
     "errors settings vision",
     "decompose rowform ladder",
     "reductions sweep",
-    "equation kernel derive aot grouped recurrence linear_attention",
+    "equation kernel derive aot grouped routed recurrence linear_attention",
     "capture",
     "match inputs",
     "program layers widening",
