@@ -300,6 +300,30 @@ def llama(rank):
     torch.testing.assert_close(whole(model), dict(alone.state_dict()), rtol=1e-5, atol=2e-7)
 
 
+def in_the_words_of_transformers(rank):
+    """transformers' own tensor parallelism: heads and experts over the processes, one step as in one process."""
+    from transformers.distributed import DistributedConfig
+    from transformers.distributed.tensor_parallel import apply_tensor_parallelism
+
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    model = gatec.convert(load("transformers:llama"), "moe", experts=4, top_k=2).train()
+    alone, ids = copy.deepcopy(model), torch.arange(4 * 9).reshape(4, 9) % 64
+    plan = gatec.transformers_plan(model)
+    assert plan["model.layers.*.mlp"] == "gatec_experts" and plan["model.layers.*.self_attn.q_proj"] == "colwise"
+    assert plan == model.tp_plan and not any(".mlp." in rule for rule in plan)
+    concrete = model._resolve_parallel_plans(DistributedConfig(tp_size=mesh.size()))[0]
+    apply_tensor_parallelism(model, mesh, concrete)
+    layer = model.model.layers[0]
+    assert len(layer.mlp.up_proj.weight.to_local()) == len(layer.mlp.up_proj.weight) // mesh.size()
+    assert len(layer.self_attn.q_proj.weight.to_local()) == len(layer.self_attn.q_proj.weight) // mesh.size()
+    losses = [m(input_ids=ids, labels=ids).loss for m in (model, alone)]
+    torch.testing.assert_close(losses[0], losses[1], rtol=2e-7, atol=0)
+    for loss in losses:
+        loss.backward()
+    own, other = (m.model.layers[1].mlp.up_proj.weight.grad for m in (model, alone))
+    torch.testing.assert_close(own.full_tensor(), other, rtol=1e-5, atol=1e-8)
+
+
 def packed_trained(rank):
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     model = gatec.expert_parallel(packed(shared=1), mesh)
@@ -377,7 +401,13 @@ def test_two_processes():
 
 @pytest.mark.sweep
 def test_two_processes_more():
-    checks = ["ddp_with_idle_experts", "experts_apart_with_unequal_shares", "conversion_is_shared", "llama"]
+    checks = [
+        "ddp_with_idle_experts",
+        "experts_apart_with_unequal_shares",
+        "conversion_is_shared",
+        "llama",
+        "in_the_words_of_transformers",
+    ]
     run(2, everything, [*checks, "conversion_fails_everywhere", "experts_of_tokens_that_differ_in_number"])
 
 
@@ -472,6 +502,16 @@ def test_a_buffer_that_nobody_can_compute_is_named(tmp_path):
         "  found table on the meta device\n"
         "  where Table\n"
         "  try   a method reset_buffers() of its module, or buffers on a real device"
+    )
+
+
+def test_only_models_with_a_plan_of_transformers_get_one():
+    with pytest.raises(gatec.GatecError) as error:
+        gatec.transformers_plan(converted())
+    assert str(error.value) == (
+        "gatec: a model of transformers that has a tp_plan\n"
+        "  found none in Sequential\n"
+        "  try   parallelize_module(model, mesh, gatec.tp_plan(model)) takes any model"
     )
 
 
