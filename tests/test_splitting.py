@@ -366,3 +366,9 @@ def test_a_packed_layer_is_not_run_whole_beside_its_experts():
     model.both.register_forward_hook(lambda *_: ran.append(1))
     model(torch.randn(3, 8))
     assert not ran
+
+
+def test_what_a_mixture_gives_may_be_written_to():
+    dense = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8))
+    model = gatec.convert(dense, "moe", experts=4, top_k=2, inputs=torch.randn(3, 8))
+    assert not model(torch.randn(2, 3, 8))._is_view()
