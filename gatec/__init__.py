@@ -51,7 +51,7 @@ from gatec.moe import (  # noqa: E402
     watching,
 )
 from gatec.onnx import export  # noqa: E402
-from gatec.parallel import Experts, ep_plan, expert_parallel, tp_plan  # noqa: E402
+from gatec.parallel import Experts, ep_plan, expert_parallel, tp_plan, transformers_plan  # noqa: E402
 from gatec.partition import Coactivation, balanced_clusters, order, weight_features  # noqa: E402
 from gatec.pipeline import convert, convert_, gate_parameters, load, why  # noqa: E402
 from gatec.program import Edit  # noqa: E402
@@ -71,7 +71,7 @@ __all__ = [  # noqa: RUF022 - in the order in which a reader meets them
     "export", "save", "load", "report", "gates", "explain", "kernels_of", "tune", "gate_parameters", "backend",
     "losses", "health", "watching", "task",
     "merge", "measure", "calibrate",
-    "expert_parallel", "ep_plan", "tp_plan", "Experts",
+    "expert_parallel", "ep_plan", "tp_plan", "transformers_plan", "Experts",
     # what comes back
     "Census", "Edit", "Explanation", "GatecError", "Health", "Refused", "Report", "Tuning",
     # what a pass is made of
