@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map_only
 
+from gatec.blocks import replayed
 from gatec.capture import unit_of
 from gatec.catalog import Step, Tool, steps
 from gatec.catalog import gate as gate_named
@@ -25,7 +26,7 @@ from gatec.inputs import example_inputs
 from gatec.program import Edit, Program
 from gatec.report import Report, attach
 from gatec.rewrite import added, back, put
-from gatec.shrink import shrink
+from gatec.shrink import HIDDEN, shrink
 from gatec.trail import note
 from gatec.verify import distance, filled, finite, forward, together
 
@@ -104,7 +105,7 @@ def load(folder: str | Path, model: Model, *, inputs: Any = None, gates: Iterabl
     model, own = copied(model), {g.name: g for g in gates}
     for line in read(folder):
         if "compact" in line:
-            shrink(model, shapes(folder), line["compact"])
+            _compacted(model, line, folder, inputs)
             continue
         found = own.get(str(line.get("pass"))) or gate_named(str(line.get("pass")))
         sites = set(line.get("sites", ()))
@@ -117,6 +118,15 @@ def load(folder: str | Path, model: Model, *, inputs: Any = None, gates: Iterabl
                                  where=str(folder), hint="load into a fresh model of the same configuration")  # fmt: skip
             remember(model, line, undo)
     return fill(model, folder) if tensors else model
+
+
+def _compacted(model: nn.Module, line: dict[str, Any], folder: str | Path, inputs: Any) -> None:
+    """Replay what compact did to a model."""
+    if line.get("kind", HIDDEN) == HIDDEN:
+        shrink(model, shapes(folder), line["compact"])
+    else:
+        replayed(model, line["kind"], line["compact"], lambda: prepare(model, inputs).calls)
+    remember(model, line, [])
 
 
 def why(model: nn.Module, *passes: Any, inputs: Any = None, **options: Any) -> list[Edit]:

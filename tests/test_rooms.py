@@ -21,7 +21,7 @@ ROWS = [row.split() for row in [
     "dealing parallel",
     "kernels regions dispatch autograd",
     "roofline reroll storing",
-    "catalog onnx report history shrink trail",
+    "catalog onnx report history shrink blocks trail",
     "making",
     "keeping pieces",
     "gemms mixtures scans convolutions",
