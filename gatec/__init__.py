@@ -26,6 +26,7 @@ from gatec.explain import Explanation, explain  # noqa: E402
 from gatec.folding import merge  # noqa: E402
 from gatec.fusing import fuse, fuse_, kernels_of  # noqa: E402
 from gatec.gate import Case, Gate  # noqa: E402
+from gatec.gradient_routing import GradientRouting  # noqa: E402
 from gatec.grouped import grouped_linear  # noqa: E402
 from gatec.history import save  # noqa: E402
 from gatec.layers import Inner, Layer  # noqa: E402
@@ -67,7 +68,7 @@ __all__ = [  # noqa: RUF022 - in the order in which a reader meets them
     # what a user calls
     "scan", "why", "convert", "convert_", "upcycle", "fuse", "fuse_", "reroll", "reroll_", "compact", "revert", "eject",
     "export", "save", "load", "report", "gates", "explain", "kernels_of", "tune", "gate_parameters", "backend",
-    "losses", "health", "watching", "task",
+    "losses", "health", "watching", "task", "GradientRouting",
     "merge", "measure", "calibrate",
     "expert_parallel", "ep_plan", "tp_plan", "Experts",
     # what comes back
