@@ -59,6 +59,7 @@ from gatec.recurrence import linear_recurrence  # noqa: E402
 from gatec.report import Report, report  # noqa: E402
 from gatec.rerolling import reroll, reroll_  # noqa: E402
 from gatec.reverting import revert  # noqa: E402
+from gatec.selecting import Selector, anneal  # noqa: E402
 from gatec.site import Site  # noqa: E402
 from gatec.timing import measure  # noqa: E402
 from gatec.tuning import Tuning, tune  # noqa: E402
@@ -68,14 +69,14 @@ __all__ = [  # noqa: RUF022 - in the order in which a reader meets them
     # what a user calls
     "scan", "why", "convert", "convert_", "upcycle", "fuse", "fuse_", "reroll", "reroll_", "compact", "revert", "eject",
     "export", "save", "load", "report", "gates", "explain", "kernels_of", "tune", "gate_parameters", "backend",
-    "losses", "health", "watching", "task", "GradientRouting",
+    "losses", "health", "watching", "task", "anneal", "GradientRouting",
     "merge", "measure", "calibrate",
     "expert_parallel", "ep_plan", "tp_plan", "Experts",
     # what comes back
     "Census", "Edit", "Explanation", "GatecError", "Health", "Refused", "Report", "Tuning",
     # what a pass is made of
     "Activation", "Attention", "Block", "Branch", "Case", "Coactivation", "Equation", "Features", "Gate", "Hole", "Inner",
-    "Layer", "Linear", "Pairs", "Part", "Projection", "Router", "Site", "StandIn", "balanced_clusters", "copies",
+    "Layer", "Linear", "Pairs", "Part", "Projection", "Router", "Selector", "Site", "StandIn", "balanced_clusters", "copies",
     "equation", "gated_delta_rule", "grouped_linear", "here", "linear_attention", "linear_recurrence", "mixture", "order",
     "pairs_of", "places", "router", "router_named", "splitting", "weight_features",
 ]  # fmt: skip

@@ -98,6 +98,12 @@ class Fold(Site):
         for weight, dim in self._outputs(name, flat.numel()):
             self._scale(weight, flat.view(-1, *[1] * (weight.dim() - 1 - dim)) if flat.numel() > 1 else flat)
 
+    def scale_rows(self, name: str, factor: Tensor) -> None:
+        """Multiply each row of an embedding."""
+        weight = self.layer(name).weight
+        self._unshared_parameter(weight)
+        self._scale(weight, factor.unsqueeze(-1))
+
     def _scale(self, weight: Tensor, factor: Tensor) -> None:
         before = weight.detach().clone()
         self.undo.append(partial(_copy, weight.detach(), before))

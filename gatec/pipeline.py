@@ -27,6 +27,7 @@ from gatec.program import Edit, Program
 from gatec.report import Report, attach
 from gatec.rewrite import added, back, put
 from gatec.shrink import HIDDEN, shrink
+from gatec.tables import ROWS, narrowed
 from gatec.trail import note
 from gatec.verify import distance, filled, finite, forward, together
 
@@ -124,6 +125,8 @@ def _compacted(model: nn.Module, line: dict[str, Any], folder: str | Path, input
     """Replay what compact did to a model."""
     if line.get("kind", HIDDEN) == HIDDEN:
         shrink(model, shapes(folder), line["compact"])
+    elif line["kind"] == ROWS:
+        narrowed(model, line["compact"], shapes(folder))
     else:
         replayed(model, line["kind"], line["compact"], lambda: prepare(model, inputs).calls)
     remember(model, line, [])

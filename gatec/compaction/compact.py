@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from gatec.compaction import blocks, hidden
+from gatec.compaction import blocks, hidden, rows
 from gatec.errors import GatecError
 from gatec.pipeline import all_or_nothing, copied, prepare
 from gatec.program import Edit
@@ -15,11 +15,11 @@ from gatec.shrink import closing
 from gatec.verify import distance, forward
 
 Model = TypeVar("Model", bound=nn.Module)
-KINDS = (blocks.KIND, hidden.KIND)  # blocks first: what is left of the model then has its last names
+KINDS = (blocks.KIND, hidden.KIND, rows.KIND)  # blocks first: what is left of the model then has its last names
 
 
 def compact(model: Model, inputs: Any = None) -> Model:
-    """A copy of `model` without the hidden units and the blocks that gates have closed, and without those gates.
+    """A copy of `model` without the hidden units, blocks and rows of embeddings that gates have closed, and without those gates.
 
     Equal to the gated model up to rounding (measured, in float64 where it fits: 1e-12 relative; without its closed
     blocks it is equal to the bit), or a gate is left as it is, with the reason in `gatec.report(result)`.
