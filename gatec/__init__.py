@@ -26,6 +26,7 @@ from gatec.explain import Explanation, explain  # noqa: E402
 from gatec.folding import merge  # noqa: E402
 from gatec.fusing import fuse, fuse_, kernels_of  # noqa: E402
 from gatec.gate import Case, Gate  # noqa: E402
+from gatec.gradient_routing import GradientRouting  # noqa: E402
 from gatec.grouped import grouped_linear  # noqa: E402
 from gatec.history import save  # noqa: E402
 from gatec.layers import Inner, Layer  # noqa: E402
@@ -55,11 +56,13 @@ from gatec.parallel import Experts, ep_plan, expert_parallel, tp_plan, transform
 from gatec.partition import Coactivation, balanced_clusters, order, weight_features  # noqa: E402
 from gatec.pipeline import convert, convert_, gate_parameters, load, why  # noqa: E402
 from gatec.program import Edit  # noqa: E402
+from gatec.pruning import Group, Groups, budget, channel_gates, close, groups, prune  # noqa: E402
 from gatec.recurrence import linear_recurrence  # noqa: E402
 from gatec.report import Report, report  # noqa: E402
 from gatec.rerolling import reroll, reroll_  # noqa: E402
 from gatec.reverting import revert  # noqa: E402
 from gatec.routed import routed_convolution  # noqa: E402
+from gatec.selecting import Selector, anneal  # noqa: E402
 from gatec.site import Site  # noqa: E402
 from gatec.timing import measure  # noqa: E402
 from gatec.tuning import Tuning, tune  # noqa: E402
@@ -68,15 +71,17 @@ __version__ = "0.1.0"
 __all__ = [  # noqa: RUF022 - in the order in which a reader meets them
     # what a user calls
     "scan", "why", "convert", "convert_", "upcycle", "fuse", "fuse_", "reroll", "reroll_", "compact", "revert", "eject",
-    "export", "save", "load", "report", "gates", "explain", "kernels_of", "tune", "gate_parameters", "backend",
-    "losses", "health", "watching", "task",
+    "groups", "prune", "close", "budget", "channel_gates", "export", "save", "load", "report", "gates", "explain",
+    "kernels_of", "tune", "gate_parameters", "backend",
+    "losses", "health", "watching", "task", "anneal", "GradientRouting",
     "merge", "measure", "calibrate",
     "expert_parallel", "ep_plan", "tp_plan", "transformers_plan", "Experts",
     # what comes back
-    "Census", "Edit", "Explanation", "GatecError", "Health", "Refused", "Report", "Tuning",
+    "Census", "Edit", "Explanation", "GatecError", "Group", "Groups", "Health", "Refused", "Report", "Tuning",
     # what a pass is made of
-    "Activation", "Attention", "Block", "Branch", "Case", "Coactivation", "Equation", "Features", "Gate", "Hole",
-    "Inner", "Layer", "Linear", "Pairs", "Part", "Pooled", "Projection", "Router", "Site", "StandIn", "balanced_clusters", "copies",
+    "Activation", "Attention", "Block", "Branch", "Case", "Coactivation", "Equation", "Features", "Gate", "Hole", "Inner",
+    "Layer", "Linear", "Pairs", "Part", "Pooled", "Projection", "Router", "Selector", "Site", "StandIn", "balanced_clusters",
+    "copies",
     "equation", "gated_delta_rule", "grouped_linear", "here", "linear_attention", "linear_recurrence", "mixture", "order",
     "pairs_of", "places", "routed_convolution", "router", "router_named", "splitting", "weight_features",
 ]  # fmt: skip

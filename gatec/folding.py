@@ -16,13 +16,13 @@ from gatec.errors import GatecError, Refused
 from gatec.history import without
 from gatec.layers import Layer, attribute
 from gatec.match.terms import join
-from gatec.pipeline import all_or_nothing, copied, prepare
+from gatec.pipeline import all_or_nothing, prepare
 from gatec.program import Edit, Program
 from gatec.report import Report, attach
 from gatec.rewrite import Rewrite, back, take_out
 from gatec.rewrite.splice import bound
 from gatec.site import Site
-from gatec.verify import Probe, distance, forward
+from gatec.verify import Probe, copied, distance, forward
 
 Model = TypeVar("Model", bound=nn.Module)
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
@@ -97,6 +97,12 @@ class Fold(Site):
         flat = factor.detach().flatten()
         for weight, dim in self._outputs(name, flat.numel()):
             self._scale(weight, flat.view(-1, *[1] * (weight.dim() - 1 - dim)) if flat.numel() > 1 else flat)
+
+    def scale_rows(self, name: str, factor: Tensor) -> None:
+        """Multiply each row of an embedding."""
+        weight = self.layer(name).weight
+        self._unshared_parameter(weight)
+        self._scale(weight, factor.unsqueeze(-1))
 
     def _scale(self, weight: Tensor, factor: Tensor) -> None:
         before = weight.detach().clone()

@@ -38,7 +38,9 @@ class Gate:
     drifts    for a gate that is neutral but for some options: what they give up, "" for the others
     tries     for an `after` that replaces parameters by larger ones (site.repeat), of which only putting it shows whether
               it goes: the options with which a dry run puts it and takes it out again
-    closes    for `compact`: the units of a put gate that are closed, as a mask over the hidden layer
+    closes    for `compact`: what of a put gate is closed, as a mask over what it gates
+    of        what `closes` is a mask over: "hidden units" of the place's layers, or "blocks" (one value), or "embedding rows"
+    factors   for `compact` of rows: what each row is multiplied by
     moved     for a birth that reorders the hidden units of the user's layers: which unit each of them was before;
               `revert` puts them back and dense checkpoints are loaded in this order (None where none has moved)
     share     for reports: the share of the hidden layer that one token runs through, where that is not all of it
@@ -54,6 +56,8 @@ class Gate:
     drifts: Callable[..., str] | None = None
     tries: dict[str, Any] | None = None
     closes: Callable[..., Any] | None = None
+    of: str = "hidden units"
+    factors: Callable[..., Any] | None = None
     moved: Callable[..., Any] | None = None
     share: Callable[..., float] | None = None
     merge: Callable[..., None] | None = None

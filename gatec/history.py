@@ -55,7 +55,12 @@ def without(model: nn.Module, sites: Iterable[tuple[str, str]]) -> None:
         {**s, "sites": [n for n in s["sites"] if (s["pass"], n) not in gone]} if "pass" in s else s
         for s in history(model)
     ]
-    vars(model)["_gatec_history"] = tuple(s for s in steps if s.get("sites") or "compact" in s)
+    recall(model, (s for s in steps if s.get("sites") or "pass" not in s))
+
+
+def recall(model: nn.Module, steps: Iterable[dict[str, Any]]) -> None:
+    """Another recipe for the model as it is now."""
+    vars(model)["_gatec_history"] = tuple(steps)
 
 
 def save(model: nn.Module, folder: str | Path, *, shard: int = 5 * 2**30) -> Path:
@@ -121,10 +126,13 @@ def read(folder: str | Path) -> list[dict[str, Any]]:
 
 
 def _sound(step: dict[str, Any]) -> bool:
-    """Whether a step is {"pass": text, "options": {...}, "sites": [text]} or {"compact": [text]}."""
+    """Whether a step is {"pass": text, "options": {...}, "sites": [text]} or {"compact": [text], "kind": text},
+    {"channels": {...}} for channel gates, {"removed": {...}} for what they closed."""
+    if "removed" in step or "channels" in step:
+        return isinstance(step.get("removed", step.get("channels")), dict)
     sites = step.get("compact", step.get("sites"))
     texts = isinstance(sites, list) and all(isinstance(s, str) for s in sites)
-    return texts and (
+    return (texts and isinstance(step.get("kind", ""), str)) and (
         "compact" in step or (isinstance(step.get("pass"), str) and isinstance(step.get("options"), dict))
     )
 

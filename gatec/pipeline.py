@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map_only
 
+from gatec.blocks import replayed
 from gatec.capture import unit_of
 from gatec.catalog import Step, Tool, steps
 from gatec.catalog import gate as gate_named
@@ -23,11 +23,13 @@ from gatec.gate import Gate
 from gatec.history import fill, read, remember, shapes
 from gatec.inputs import example_inputs
 from gatec.program import Edit, Program
+from gatec.pruning import Plan, arguments, carried_out, channel_gates, gated_again, has_gates
 from gatec.report import Report, attach
 from gatec.rewrite import added, back, put
-from gatec.shrink import shrink
+from gatec.shrink import HIDDEN, shrink
+from gatec.tables import ROWS, narrowed
 from gatec.trail import note
-from gatec.verify import distance, filled, finite, forward, together
+from gatec.verify import copied, distance, filled, finite, forward, together
 
 Model = TypeVar("Model", bound=nn.Module)
 PLAIN = (int, float, str, bool, type(None))
@@ -103,8 +105,15 @@ def load(folder: str | Path, model: Model, *, inputs: Any = None, gates: Iterabl
     """
     model, own = copied(model), {g.name: g for g in gates}
     for line in read(folder):
+        if "removed" in line:
+            carried_out(model, Plan.of(line["removed"]), [])
+            remember(model, line, [])
+            continue
+        if "channels" in line:
+            model = gated_again(model, line, arguments(model, inputs))
+            continue
         if "compact" in line:
-            shrink(model, shapes(folder), line["compact"])
+            _compacted(model, line, folder, inputs)
             continue
         found = own.get(str(line.get("pass"))) or gate_named(str(line.get("pass")))
         sites = set(line.get("sites", ()))
@@ -117,6 +126,17 @@ def load(folder: str | Path, model: Model, *, inputs: Any = None, gates: Iterabl
                                  where=str(folder), hint="load into a fresh model of the same configuration")  # fmt: skip
             remember(model, line, undo)
     return fill(model, folder) if tensors else model
+
+
+def _compacted(model: nn.Module, line: dict[str, Any], folder: str | Path, inputs: Any) -> None:
+    """Replay what compact did to a model."""
+    if line.get("kind", HIDDEN) == HIDDEN:
+        shrink(model, shapes(folder), line["compact"])
+    elif line["kind"] == ROWS:
+        narrowed(model, line["compact"], shapes(folder))
+    else:
+        replayed(model, line["kind"], line["compact"], lambda: prepare(model, inputs).calls)
+    remember(model, line, [])
 
 
 def why(model: nn.Module, *passes: Any, inputs: Any = None, **options: Any) -> list[Edit]:
@@ -137,6 +157,8 @@ def gate_parameters(model: nn.Module) -> list[nn.Parameter]:
             value = getattr(module.get_submodule(owner), name)
             for parameter in value.parameters() if isinstance(value, nn.Module) else [value]:
                 found[id(parameter)] = parameter
+    if has_gates(model):
+        found |= {id(g.weight): g.weight for g in channel_gates(model).values()}
     return list(found.values())
 
 
@@ -193,16 +215,6 @@ def all_or_nothing() -> Iterator[list[Callable[[], Any]]]:
 
 def _keyword(options: dict[str, Any]) -> list[Any]:
     return [options.pop("pass")] if "pass" in options else []
-
-
-def copied(model: Model) -> Model:
-    if isinstance(model, nn.Module):
-        together(model)
-    try:
-        return copy.deepcopy(model)
-    except Exception as e:
-        raise GatecError("a model that can be copied", found=f"{type(e).__name__}: {str(e)[:120]}",
-                         hint="gatec.convert_(model, ...) works in place") from e  # fmt: skip
 
 
 def _something(program: Program, wanted: list[Step]) -> None:

@@ -9,10 +9,10 @@ from torch import nn
 from gatec.capture import unit_of
 from gatec.errors import GatecError, Refused
 from gatec.history import forget, history
-from gatec.pipeline import copied
 from gatec.program import named_parameters
 from gatec.rewrite import Rewrite, put_back, take_out
-from gatec.shrink import named, site_of
+from gatec.shrink import HIDDEN, named, site_of
+from gatec.verify import copied
 from gatec.widening import narrow
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -25,9 +25,9 @@ def revert(model: Model) -> Model:
     (`gatec.merge` folds it into the weights). Raises GatecError where a pass cannot be undone, in words.
     """
     steps = history(model)
-    cut = [site for step in steps for site in step.get("compact", ())]
-    if cut:
-        raise GatecError("a model with all its hidden units", found="compact has removed units", where=cut[0] or "(model)",
+    cut = [(step.get("kind", HIDDEN), site) for step in steps for site in step.get("compact", ())]
+    for kind, site in cut[:1]:
+        raise GatecError(f"a model with all its {kind}", found=f"compact has removed {kind}", where=site or "(model)",
                          hint="keep the model from before gatec.compact")  # fmt: skip
     if not any(unit_of(m) for m in model.modules()):
         raise GatecError(

@@ -18,11 +18,14 @@ from gatec.match.terms import join
 from gatec.rewrite import Rewrite, site_name, take_out
 from gatec.site import Site
 
+HIDDEN = "hidden units"
 
-def closing(model: nn.Module) -> list[tuple[str, Unit, Rewrite]]:
-    """Every unit of the model with a gate that can be closed."""
+
+def closing(model: nn.Module, kind: str = HIDDEN) -> list[tuple[str, Unit, Rewrite]]:
+    """Every unit of the model with a gate that can be closed, for gates that close things of this kind."""
     units = [(p, u) for p, m in model.named_modules() if (u := unit_of(m))]
-    return [(p, u, r) for p, u in units for r in u.rewrites if isinstance(r, Rewrite) and r.gate.closes is not None]
+    gated = [(p, u, r) for p, u in units for r in u.edits if isinstance(r, Rewrite)]
+    return [(p, u, r) for p, u, r in gated if r.gate.closes is not None and r.gate.of == kind]
 
 
 def site_of(model: nn.Module, path: str, rewrite: Rewrite, names: dict[int, list[str]]) -> Site:

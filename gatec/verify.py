@@ -6,7 +6,7 @@ import copy
 import gc
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from gatec.capture.structure import flatten
 from gatec.errors import GatecError
 from gatec.program import Program, cloned, doubled
 
+Model = TypeVar("Model", bound=nn.Module)
 FITS = 2**31  # bytes of one module in float64; above it drift is measured in the module's own dtype
 LARGE = 2**24  # bytes in float64 that are not left to lie until Python collects them by itself
 
@@ -108,6 +109,16 @@ def _called(module: nn.Module, call: Call) -> Any:
     args, kwargs = copy.deepcopy((call.args, call.kwargs))
     with torch.no_grad(), untouched(module):
         return module(*args, **kwargs)
+
+
+def copied(model: Model) -> Model:
+    if isinstance(model, nn.Module):
+        together(model)
+    try:
+        return copy.deepcopy(model)
+    except Exception as e:
+        raise GatecError("a model that can be copied", found=f"{type(e).__name__}: {str(e)[:120]}",
+                         hint="gatec.convert_(model, ...) works in place") from e  # fmt: skip
 
 
 def together(module: nn.Module) -> None:

@@ -4,7 +4,7 @@
     after     y = block(x) if open else x,    open = 1[w >= 1/2]
 
 Born neutral, to the bit: w = 1, every block on. The gradient passes straight through the step, along block(x) - x, so a
-penalty on w closes blocks while the loss keeps the useful ones open.
+penalty on w closes blocks while the loss keeps the useful ones open; `gatec.compact` then removes the closed ones, to the bit.
 FoldGPT, Liu et al. 2024, https://arxiv.org/abs/2407.00928; the step is that of Kim et al. 2019,
 https://arxiv.org/abs/1904.10921
 """
@@ -26,8 +26,13 @@ def after(site, here, x, block):
     return skip(x, here, site.add("gate", lambda: nn.Parameter(torch.ones((), **site.like(block))), near=block))
 
 
+def closes(site) -> Tensor:
+    """Whether the gate of the block is closed."""
+    return site.added_value("gate").detach() < 0.5
+
+
 def merge(site) -> None:
-    if site.added_value("gate") < 0.5:
+    if closes(site):
         site.refuse("it is closed: its block is skipped, which no weight of it can say")
 
 
@@ -62,7 +67,7 @@ class Loop(nn.Module):
 
 X = (torch.linspace(-2, 2, 32).reshape(4, 8),)
 GATE = Gate(
-    before=(places.block,), after=after, equation=skip, merge=merge,
+    before=(places.block,), after=after, equation=skip, merge=merge, closes=closes, of="blocks",
     cases=(
         Case("in a row", lambda: nn.Sequential(Block(), Block(), nn.Linear(8, 8)), X, put=2),
         Case("a loop that cannot be captured", Loop, X, put=2),

@@ -404,12 +404,6 @@ def test_a_closed_block_lets_its_input_through_and_may_open_again():
     assert gated[0].gate.grad.abs() > 0 and gated[1].gate.grad.abs() > 0
 
 
-def test_compact_says_what_it_does_not_remove():
-    gated = gatec.convert(stack(), "skip", inputs=X)
-    with pytest.raises(gatec.GatecError, match=r"^gatec: a model with pruning gates\n  found none in Sequential\n"):
-        gatec.compact(gated, inputs=X)
-
-
 # -- other people's models --------------------------------------------------------------------------------------------
 
 PLACES = {

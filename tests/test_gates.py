@@ -468,12 +468,14 @@ class Layer(nn.Module):
         super().__init__()
         self.norm, self.mlp, self.qkv, self.out = nn.LayerNorm(8), mlp(), nn.Linear(8, 24), nn.Linear(8, 8)
         self.near = nn.Conv1d(8, 8, 3, padding=1, groups=8)
+        self.positions = nn.Embedding(5, 8)
 
     def attend(self, x):
         q, k, v = self.qkv(self.norm(x)).unflatten(-1, (3, 2, -1)).permute(2, 0, 3, 1, 4)
         return self.out(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
     def forward(self, x):
+        x = x + self.positions(torch.arange(x.shape[1]))
         x = x + self.attend(x)
         x = x + self.near(x.transpose(1, 2)).transpose(1, 2)
         return x + self.mlp(x)

@@ -81,7 +81,9 @@ def test_what_cannot_be_reverted_is_refused_in_words():
     gated = gatec.convert(mlp(), "prune", inputs=X)
     for p in gatec.gate_parameters(gated):
         p.data[::2] = 0
-    with pytest.raises(gatec.GatecError, match="found compact has removed units\n  where 2\n  try   keep the model"):
+    with pytest.raises(
+        gatec.GatecError, match="found compact has removed hidden units\n  where 2\n  try   keep the model"
+    ):
         gatec.revert(gatec.compact(gated, inputs=X))
 
     def hidden(x: torch.Tensor, up: gatec.Linear, act: gatec.Activation, down: gatec.Linear):

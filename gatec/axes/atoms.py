@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -193,7 +194,7 @@ def narrow(axes: Sequence[Atom], start: int, length: int) -> Axis:
 def _slice(atom: Atom, start: int, length: int) -> Axis:
     if atom.terms is None:
         bounds = sorted({0, start, start + length, atom.size})
-        atom.terms = [(_child(atom, b - a),) for a, b in zip(bounds, bounds[1:], strict=False)]
+        atom.terms = [(_child(atom, b - a),) for a, b in itertools.pairwise(bounds)]
     _cut_at(atom, start)
     _cut_at(atom, start + length)
     at, taken = 0, []

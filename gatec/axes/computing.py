@@ -15,8 +15,9 @@ KERNEL = "it is as large as a convolution's kernel"
 PLACES = "it is a position, of which an input has as many as it has"
 
 
-@rule("pointwise", "copy_", "copy", "masked_fill", "fill", "fill_", "where", "addcmul", "addcdiv", "lerp", "clamp", "tril", "triu",
-      "native_dropout_backward", "bernoulli", "exponential", "normal", "uniform", "zero", "zero_", "_softmax_backward_data")  # fmt: skip
+@rule("pointwise", "copy_", "copy", "masked_fill", "fill", "fill_", "where", "addcmul", "addcdiv", "lerp",
+      "clamp", "tril", "triu", "native_dropout_backward", "bernoulli", "exponential", "normal", "uniform",
+      "zero", "zero_", "_softmax_backward_data")  # fmt: skip
 def pointwise(walk: Walk, out: Any, *args: Any, **kwargs: Any) -> Any:
     """Element by element: dimensions that are equally long, counted from the last, are the same slots."""
     tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
@@ -117,8 +118,8 @@ def group_norm(
     return [dims, [dims[0], across], [dims[0], across]]
 
 
-@rule("native_batch_norm", "_native_batch_norm_legit_no_training", "_native_batch_norm_legit", "cudnn_batch_norm", "batch_norm",
-      "_batch_norm_no_update", "_batch_norm_with_update")  # fmt: skip
+@rule("native_batch_norm", "_native_batch_norm_legit_no_training", "_native_batch_norm_legit",
+      "cudnn_batch_norm", "batch_norm", "_batch_norm_no_update", "_batch_norm_with_update")  # fmt: skip
 def batch_norm(walk: Walk, out: Any, x: Tensor, *rest: Any) -> Any:
     dims = walk.of(x)
     channels = dims[1]
@@ -138,8 +139,9 @@ def softmax(walk: Walk, out: Tensor, x: Tensor, dim: int, *_: Any, **__: Any) ->
     return dims
 
 
-@rule("mean", "sum", "var", "std", "var_mean", "std_mean", "linalg_vector_norm", "norm", "logsumexp", "amax", "amin", "prod", "any", "all",
-      "argmax", "argmin", "max", "min", "median", "mean_dim", "nansum", "count_nonzero")  # fmt: skip
+@rule("mean", "sum", "var", "std", "var_mean", "std_mean", "linalg_vector_norm", "norm", "logsumexp", "amax",
+      "amin", "prod", "any", "all", "argmax", "argmin", "max", "min", "median", "mean_dim", "nansum",
+      "count_nonzero")  # fmt: skip
 def reduction(walk: Walk, out: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
     """A sum is the same without what is zero; a mean is where it is told how many there were; a maximum is not."""
     outs = [out] if isinstance(out, Tensor) else list(out)
@@ -178,10 +180,12 @@ def sorted_(walk: Walk, out: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
     return found[0] if isinstance(out, Tensor) else found
 
 
-@rule("max_pool2d_with_indices", "max_pool2d", "avg_pool2d", "avg_pool1d", "avg_pool3d", "_adaptive_avg_pool2d", "adaptive_avg_pool2d",
-      "_adaptive_avg_pool3d", "adaptive_max_pool2d", "adaptive_max_pool3d", "adaptive_avg_pool1d", "max_pool3d_with_indices", "max_pool1d", "upsample_nearest2d",
-      "upsample_nearest1d", "upsample_nearest3d", "upsample_bilinear2d", "upsample_bicubic2d", "upsample_linear1d", "upsample_trilinear3d",
-      "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "_upsample_nearest_exact2d", "_upsample_nearest_exact1d", "grid_sampler_2d",
+@rule("max_pool2d_with_indices", "max_pool2d", "avg_pool2d", "avg_pool1d", "avg_pool3d",
+      "_adaptive_avg_pool2d", "adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_max_pool2d",
+      "adaptive_max_pool3d", "adaptive_avg_pool1d", "max_pool3d_with_indices", "max_pool1d",
+      "upsample_nearest2d", "upsample_nearest1d", "upsample_nearest3d", "upsample_bilinear2d",
+      "upsample_bicubic2d", "upsample_linear1d", "upsample_trilinear3d", "_upsample_bilinear2d_aa",
+      "_upsample_bicubic2d_aa", "_upsample_nearest_exact2d", "_upsample_nearest_exact1d", "grid_sampler_2d",
       "fractional_max_pool2d", "reflection_pad3d", "replication_pad3d")  # fmt: skip
 def pooled(walk: Walk, out: Any, x: Tensor, *_: Any, **__: Any) -> Any:
     """Positions change, channels do not."""
@@ -210,8 +214,9 @@ def windows(walk: Walk, out: Tensor, x: Tensor, dim: int, *_: Any) -> Any:
     return [*dims, axis(out.shape[-1], PLACES)]
 
 
-@rule("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_efficient_attention", "_scaled_dot_product_flash_attention",
-      "_scaled_dot_product_cudnn_attention", "_scaled_dot_product_fused_attention_overrideable")  # fmt: skip
+@rule("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_efficient_attention",
+      "_scaled_dot_product_flash_attention", "_scaled_dot_product_cudnn_attention",
+      "_scaled_dot_product_fused_attention_overrideable")  # fmt: skip
 def attention(walk: Walk, out: Any, q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> Any:
     a, b, c = walk.of(q), walk.of(k), walk.of(v)
     for n in range(q.dim() - 2):

@@ -11,8 +11,9 @@ from gatec.axes.atoms import Atom, Axis, Cut, axis, narrow, pin, size, split, su
 from gatec.axes.walk import Dims, Walk, rule
 
 
-@rule("clone", "detach", "alias", "contiguous", "_to_copy", "to", "lift_fresh", "lift_fresh_copy", "native_dropout", "dropout",
-      "positive", "view_as_real_copy", "_conj", "resolve_conj", "resolve_neg", "lift", "_unsafe_masked_index_put_accumulate")  # fmt: skip
+@rule("clone", "detach", "alias", "contiguous", "_to_copy", "to", "lift_fresh", "lift_fresh_copy",
+      "native_dropout", "dropout", "positive", "view_as_real_copy", "_conj", "resolve_conj", "resolve_neg",
+      "lift", "_unsafe_masked_index_put_accumulate")  # fmt: skip
 def same(walk: Walk, out: Any, x: Tensor, *_: Any, **__: Any) -> Any:
     return walk.of(x) if isinstance(out, Tensor) else [walk.of(x) for _ in out]
 
@@ -23,7 +24,8 @@ def view(walk: Walk, out: Tensor, x: Tensor, *_: Any, **__: Any) -> Any:
     before, after = list(walk.of(x)), list(out.shape)
     found: Dims = []
     while after:
-        old, new = [before.pop(0)] if before else [()], [after.pop(0)]
+        old: Dims = [before.pop(0)] if before else [()]
+        new = [after.pop(0)]
         while (a := size(x for d in old for x in d)) != (b := _product(new)):
             if a < b:
                 old.append(before.pop(0))
@@ -143,8 +145,8 @@ def unbind(walk: Walk, out: Sequence[Tensor], x: Tensor, dim: int = 0) -> Any:
     return [select(walk, one, x, dim, n) for n, one in enumerate(out)]
 
 
-@rule("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes", "chunk", "unsafe_chunk", "split_copy", "split_with_sizes_copy",
-      "tensor_split")  # fmt: skip
+@rule("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes", "chunk", "unsafe_chunk",
+      "split_copy", "split_with_sizes_copy", "tensor_split")  # fmt: skip
 def parts(walk: Walk, out: Sequence[Tensor], x: Tensor, sizes: Any, dim: int = 0) -> Any:
     found, at = [], 0
     for one in out:
@@ -264,17 +266,8 @@ def _looked_up(walk: Walk, x: Tensor, dim: int, rows: Dims) -> Dims:
     return dims
 
 
-@rule(
-    "index_put",
-    "index_add",
-    "index_copy",
-    "scatter",
-    "scatter_add",
-    "slice_scatter",
-    "select_scatter",
-    "masked_scatter",
-    "scatter_reduce",
-)
+@rule("index_put", "index_add", "index_copy", "scatter", "scatter_add", "slice_scatter", "select_scatter",
+      "masked_scatter", "scatter_reduce")  # fmt: skip
 def written(walk: Walk, out: Tensor, x: Tensor, *args: Any, **kwargs: Any) -> Any:
     """What is written must have the slots of where it goes, in dimensions that are as long in both."""
     dims, values = walk.of(x), [a for a in args if isinstance(a, Tensor)][-1]
@@ -290,25 +283,15 @@ def written(walk: Walk, out: Tensor, x: Tensor, *args: Any, **kwargs: Any) -> An
     raise Cut
 
 
-@rule("zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty", "zeros_like", "ones_like", "full_like",
-      "empty_like", "scalar_tensor", "empty_strided", "new_empty_strided", "_efficientzerotensor")  # fmt: skip
+@rule("zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty", "zeros_like",
+      "ones_like", "full_like", "empty_like", "scalar_tensor", "empty_strided", "new_empty_strided",
+      "_efficientzerotensor")  # fmt: skip
 def uniform(walk: Walk, out: Tensor, *_: Any, **__: Any) -> Any:
     """As many equal numbers as something else has slots."""
     return [axis(n) for n in out.shape]
 
 
-@rule(
-    "arange",
-    "linspace",
-    "rand",
-    "randn",
-    "randint",
-    "randperm",
-    "rand_like",
-    "randn_like",
-    "eye",
-    "tril_indices",
-    "triu_indices",
-)
+@rule("arange", "linspace", "rand", "randn", "randint", "randperm", "rand_like", "randn_like", "eye",
+      "tril_indices", "triu_indices")  # fmt: skip
 def made(walk: Walk, out: Tensor, *_: Any, **__: Any) -> Any:
     return [axis(n, "it meets numbers that the forward makes") for n in out.shape]

@@ -38,7 +38,7 @@ class Walk(TorchDispatchMode):
     """
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.model, self.where = model, ""
         self.watch: Callable[[Walk, str, Any], None] | None = None
         self.known: Any = WeakTensorKeyDictionary()
@@ -148,7 +148,11 @@ class Walk(TorchDispatchMode):
         stack: list[str] = []
 
         def enter(path: str) -> Callable[..., None]:
-            return lambda *_: (stack.append(self.where), setattr(self, "where", path))[1]
+            def entering(*_: Any) -> None:
+                stack.append(self.where)
+                self.where = path
+
+            return entering
 
         def leave(module: nn.Module, _: Any, out: Any) -> None:
             if self.watch is not None:

@@ -26,12 +26,8 @@ from gatec.verify import distance
 RUNS = 5  # forwards that are timed, each way
 
 
-def gated(model: nn.Module) -> bool:
-    return isinstance(getattr(model, GATES, None), nn.ModuleDict)
-
-
-def take(model: nn.Module, inputs: Any, undo: list[Callable[[], Any]]) -> list[Edit]:
-    """Fold the gates of a model into its weights and remove what is closed, in place; what came of each group."""
+def narrow(model: nn.Module, inputs: Any, undo: list[Callable[[], Any]]) -> tuple[list[Edit], float]:
+    """Fold the gates of a model into its weights and remove what is closed, in place; what came of each group, and the drift."""
     args, kwargs = arguments(model, inputs)
     masks = {name: np.asarray(mask) for name, mask in closed(model).items()}
     before, slow = timed(model, args, kwargs)
@@ -46,23 +42,26 @@ def take(model: nn.Module, inputs: Any, undo: list[Callable[[], Any]]) -> list[E
     carried_out(model, wanted.plan, undo)
     after, fast = timed(model, args, kwargs)
     drift = distance(told(after), told(before))
-    forgotten(model, "prune")
+    forgotten(model, "channels")
     if wanted.plan.kept:
         remember(model, {"removed": wanted.plan.data()}, undo)
     left = macs(found, wanted.plan), sum(p.numel() for p in model.parameters())
     words = (
-        f"parameters {cost[1]:,} -> {left[1]:,}, multiplications {cost[0]:,} -> {left[0]:,}, {slow * 1e3:.2f} -> {fast * 1e3:.2f} ms "
-        f"here, drift {wanted.drift:.1e} in float64, {drift:.1e} in its own dtype"
+        f"parameters {cost[1]:,} -> {left[1]:,}, multiplications {cost[0]:,} -> {left[0]:,}, {slow * 1e3:.2f} -> "
+        f"{fast * 1e3:.2f} ms here, drift {wanted.drift:.1e} in float64, {drift:.1e} in its own dtype"
     )
-    return [*(_edit(n, m, found, wanted) for n, m in masks.items()), Edit("compact", "", "put", words, wanted.drift)]
+    return [
+        *(_edit(n, m, found, wanted) for n, m in masks.items()),
+        Edit("compact", "", "put", words, wanted.drift),
+    ], drift
 
 
 def _known(model: nn.Module, masks: dict[str, Any], found: Groups) -> None:
     names = {g.name: g for g in found}
     for name, mask in masks.items():
         if name not in names or names[name].size != mask.size or names[name].refused:
-            raise GatecError(f"the groups that the gates of {type(model).__name__} were put on", found=f"no {name} of {mask.size} slots",
-                             hint="the model was changed since gatec.prune: prune it again")  # fmt: skip
+            raise GatecError(f"the groups that the gates of {type(model).__name__} were put on",
+                             found=f"no {name} of {mask.size} slots", hint="the model was changed since gatec.prune")  # fmt: skip
 
 
 def _one_left(mask: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ class Fold:
             shape = [-1 if n == dim else 1 for n in range(value.dim())]
             before = value.detach().clone()
             value.mul_(factor.reshape(shape))
-            undo.append(lambda v=value, b=before: v.data.copy_(b))
+            undo.append(partial(value.data.copy_, before))
 
 
 def folds(path: str, walk: Walk, closed: Closed) -> Iterator[Fold]:

@@ -75,7 +75,7 @@ class Groups(tuple[Group, ...]):
         reach: dict[str, dict[int, set[int]]] = {}
         for member in (m for g in self.free for m in g.learned):
             reach.setdefault(member.name, {}).setdefault(member.dim, set()).update(member.at.flatten().tolist())
-        sizes = {n: p for n, p in self.model.named_parameters()}
+        sizes = dict(self.model.named_parameters())
         whole = sum(p.numel() for p in sizes.values())
         return sum(
             sizes[n].numel() * max(len(at) / sizes[n].shape[d] for d, at in dims.items()) for n, dims in reach.items()

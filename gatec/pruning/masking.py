@@ -14,21 +14,21 @@ SEEN = "_gatec_masks"
 
 
 class Mask(NamedTuple):
-    """The gate of one dimension of a parameter: `index` gives each position's slot, `size` where it has none.
+    """The gate of one dimension of a parameter: `positions` give each position's slot, `size` where it has none.
 
     A soft mask multiplies by the gate's factors; any other one only takes away what is closed.
     """
 
     gate: ChannelGate
     dim: int
-    index: Tensor
+    positions: Tensor
     soft: bool
 
     def of(self, value: Tensor) -> Tensor:
         factors = self.gate() if self.soft else (self.gate() != 0).detach()
         whole = torch.cat([factors.to(value.dtype), factors.new_ones(1, dtype=value.dtype)])
         shape = [-1 if n == self.dim else 1 for n in range(value.dim())]
-        return value * whole[self.index.to(value.device)].reshape(shape)
+        return value * whole[self.positions.to(value.device)].reshape(shape)
 
 
 _made: dict[tuple[type[nn.Module], tuple[str, ...]], type[nn.Module]] = {}
@@ -76,7 +76,8 @@ def _seen(name: str) -> Callable[[nn.Module], Tensor]:
         value: Any = self._parameters[name]
         for one in vars(self)[SEEN][name]:
             value = one.of(value)
-        return value
+        found: Tensor = value
+        return found
 
     return seen
 

@@ -19,7 +19,7 @@ class ScaledNorm(nn.Module):
 
     def forward(self, x: Tensor, *rest: Any, **more: Any) -> Any:
         scale = self.__dict__["_gatec_narrowed"]["share"] ** 0.5
-        return super().forward(x * scale, *rest, **more) / scale  # type: ignore[misc]
+        return super().forward(x * scale, *rest, **more) / scale
 
 
 class CentredNorm(nn.Module):
@@ -35,7 +35,8 @@ class CentredNorm(nn.Module):
         shape = [x.shape[n] if n == how["features"] % x.dim() else 1 for n in range(x.dim())]
         weight, bias = getattr(self, "weight", None), getattr(self, "bias", None)
         y = y if weight is None else y * weight.reshape(shape)
-        return y if bias is None else y + bias.reshape(shape)
+        shifted: Tensor = y if bias is None else y + bias.reshape(shape)
+        return shifted
 
 
 FORMS: dict[str, type[nn.Module]] = {"scaled": ScaledNorm, "centred": CentredNorm}

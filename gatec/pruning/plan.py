@@ -81,10 +81,10 @@ def number(module: nn.Module, name: str, value: Any, undo: Undo) -> None:
 
 def _cut(model: nn.Module, name: str, dims: dict[int, list[int]], undo: Undo) -> None:
     """Give a parameter or buffer, under all of its names, the positions that are kept."""
-    owners = [(m, n) for m, n in owners(model, name)]
-    if not owners:
+    found = owners(model, name)
+    if not found:
         raise GatecError("a tensor that slots are removed from", found=f"no {name} in {type(model).__name__}")
-    module, leaf = owners[0]
+    module, leaf = found[0]
     old: Tensor = getattr(module, leaf)
     new = old.detach()
     for dim, at in dims.items():
@@ -94,8 +94,8 @@ def _cut(model: nn.Module, name: str, dims: dict[int, list[int]], undo: Undo) ->
             )
         new = new.index_select(dim, torch.tensor(at, device=new.device))
     made = nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
-    for module, leaf in owners:
-        table = module._parameters if leaf in module._parameters else module._buffers
+    for module, leaf in found:
+        table: Any = module._parameters if leaf in module._parameters else module._buffers
         undo.append(partial(table.__setitem__, leaf, old))
         table[leaf] = made
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from gatec.axes import Atom, Axis, Walk, leaves, size, told, walked
-from gatec.pruning.exact import Exact
+from gatec.pruning.exact import exactly
 from gatec.pruning.groups import Groups, found_in
 from gatec.pruning.keeping import Closed, left
 from gatec.pruning.plan import Plan
@@ -43,10 +43,10 @@ def removal(model: nn.Module, closed: Masks, args: Any, kwargs: Any, *, exact: f
     model = copy.deepcopy(model).double().eval()
     args, kwargs = tree_map_only(Tensor, lambda t: t.double() if t.is_floating_point() else t, (args, kwargs))
     outputs: Outputs = {}
-    with Exact():
+    with exactly():
         walk = walked(model, args, kwargs, recorded(outputs))
     groups, stays = found_in(model, walk), dict[str, str]()
-    with torch.no_grad(), Exact():
+    with torch.no_grad(), exactly():
         wanted = told(model(*args, **kwargs))
     masks, rules = {n: m for n, m in closed.items() if m.any()}, _wide(walk)
     even: set[str] = set()
@@ -54,7 +54,7 @@ def removal(model: nn.Module, closed: Masks, args: Any, kwargs: Any, *, exact: f
         masks = level(groups, masks, rules, stays)
         solver = Solver(copy.deepcopy(model), walk, atoms(groups, masks), outputs)
         try:
-            with Exact():
+            with exactly():
                 drift = distance(told(solver.run(args, kwargs)), wanted)
         except Unsolved as e:
             if e.path not in even:  # perhaps one number stands for several sizes in there

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 
@@ -25,8 +26,11 @@ def _flat(module: nn.RNNBase) -> None:
     module._flat_weights = [getattr(module, n) for n in module._flat_weights_names]
 
 
-def sizes(module: Any) -> dict[str, Any]:
-    weight = getattr(module, "weight", None)
+def sizes(module: nn.Module) -> dict[str, Any]:
+    return _sizes(module, getattr(module, "weight", None))
+
+
+def _sizes(module: Any, weight: Any) -> dict[str, Any]:
     if isinstance(module, _ConvNd):
         across = int(module.groups)
         if isinstance(module, _ConvTransposeNd):
@@ -36,19 +40,16 @@ def sizes(module: Any) -> dict[str, Any]:
         return {"out_features": weight.shape[0], "in_features": weight.shape[1]}
     if isinstance(module, nn.Embedding):
         return {"embedding_dim": weight.shape[1]}
-    if isinstance(module, nn.LayerNorm) and weight is not None:
-        return {"normalized_shape": tuple(weight.shape)}
-    if isinstance(module, nn.RMSNorm) and weight is not None:
+    if isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and weight is not None:
         return {"normalized_shape": tuple(weight.shape)}
     if isinstance(module, nn.GroupNorm) and weight is not None:
         return {"num_channels": weight.shape[0]}
-    if isinstance(module, nn.modules.batchnorm._NormBase) and (weight is not None or module.running_mean is not None):
-        return {"num_features": (weight if weight is not None else module.running_mean).shape[0]}
+    if isinstance(module, _NormBase):
+        first = next((v for v in (weight, module.running_mean) if v is not None), None)
+        return {} if first is None else {"num_features": first.shape[0]}
     if isinstance(module, nn.RNNBase):
-        return {"input_size": module.weight_ih_l0.shape[1], "hidden_size": module.weight_hh_l0.shape[1]}
-    if isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None:
-        width = module.in_proj_weight.shape[0] // 3
-        return {"embed_dim": width, "kdim": width, "vdim": width}
+        into, onto = module.get_parameter("weight_ih_l0"), module.get_parameter("weight_hh_l0")
+        return {"input_size": into.shape[1], "hidden_size": onto.shape[1]}
     if isinstance(weight, nn.Parameter) and weight.dim() == 2 and hasattr(module, "nf") and hasattr(module, "nx"):
         return {"nf": weight.shape[1], "nx": weight.shape[0]}
     return {}

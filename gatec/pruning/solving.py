@@ -113,10 +113,7 @@ class Solver:
     def _attempting(self, path: str, module: nn.Module, own: Callable[..., Any] | None) -> Callable[..., Any]:
         def attempt(*args: Any, **kwargs: Any) -> Any:
             trial = Trial(self, path, module, own, args, kwargs)
-            if path in self.solved:
-                found = trial.of(self.solved[path], taken=True)
-            else:
-                found = trial.search()
+            found = trial.of(self.solved[path], taken=True) if path in self.solved else trial.search()
             if found is None:
                 self.failures[path] = self.failures.get(path, 0) + 1
                 failed = Unsolved(path, trial.why, trial.ran)

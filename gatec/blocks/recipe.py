@@ -1,0 +1,65 @@
+"""Removed blocks in a recipe: they are gone first, and every other step names what is left by its new place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import nn
+
+from gatec.blocks.chains import place, removed
+from gatec.blocks.passing import pass_by
+from gatec.capture import Call
+from gatec.errors import GatecError, Refused
+
+BLOCKS, PASSED = "blocks", "passed blocks"
+Step = dict[str, Any]
+
+
+def shifted(steps: Iterable[Step], kind: str, paths: list[str], orders: dict[str, list[str]]) -> list[Step]:
+    """The steps of a model from which the blocks at `paths` are removed; `orders` are the names in their containers."""
+    steps = list(steps)
+    whole = [s for s in steps if s.get("kind") in (BLOCKS, PASSED)]
+    rest = [s for s in steps if s.get("kind") not in (BLOCKS, PASSED)]
+    new: dict[str, str | None] = _names(paths, orders) if kind == BLOCKS else dict.fromkeys(paths)
+    moved = [{**s, **{k: _renamed(s[k], new) for k in ("sites", "compact") if k in s}} for s in rest]
+    return [*whole, {"compact": sorted(paths), "kind": kind}, *[s for s in moved if s.get("sites") or s.get("compact")]]
+
+
+def _names(paths: list[str], orders: dict[str, list[str]]) -> dict[str, str | None]:
+    """Old path -> new path of every block in a chain that was shortened; None for those that are gone."""
+    found: dict[str, str | None] = {}
+    for outer, order in orders.items():
+        gone = {p.rpartition(".")[2] for p in paths if p.rpartition(".")[0] == outer}
+        now = {old: new for new, old in place(order, gone).items()}
+        found |= {
+            f"{outer}.{name}".lstrip("."): f"{outer}.{now[name]}".lstrip(".") if name in now else None for name in order
+        }
+    return found
+
+
+def _renamed(sites: list[str], new: dict[str, str | None]) -> list[str]:
+    found = []
+    for site in sites:
+        block = next((b for b in new if site == b or site.startswith(f"{b}.")), None)
+        if block is None:
+            found.append(site)
+        elif (to := new[block]) is not None:
+            found.append(to + site.removeprefix(block))
+    return found
+
+
+def replayed(model: nn.Module, kind: str, paths: list[str], calls: Callable[[], dict[str, list[Call]]]) -> None:
+    """Take blocks out of a fresh model as a recipe says; `calls` are those of one recorded forward."""
+    try:
+        for path in paths:
+            model.get_submodule(path)
+        if kind == BLOCKS:
+            removed(model, paths, [])
+            return
+        recorded = calls()
+        for path in paths:
+            pass_by(model, path, recorded[path][0], [])
+    except (AttributeError, KeyError, Refused) as e:
+        raise GatecError(f"the blocks of {type(model).__name__} that were removed", found=str(e) or type(e).__name__,
+                         hint="load into a fresh model of the configuration from before gatec.compact") from None  # fmt: skip

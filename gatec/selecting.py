@@ -1,0 +1,59 @@
+"""Gates on the rows of an embedding, which start open and harden while they are annealed."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from gatec.errors import GatecError
+from gatec.moe.router import Losses
+
+
+class Selector(nn.Module):
+    """One factor for each row: sigmoid(tau m) / sigmoid(m0), which is 1 at birth, where m = m0 and tau = 1.
+
+    As tau grows the factor of a row becomes 1 / sigmoid(m0) or 0; with tau = inf it is one of the two, by the sign of m.
+    """
+
+    tau: Tensor
+    start: Tensor
+
+    def __init__(self, rows: int, start: float = 0.5, **like: object) -> None:
+        super().__init__()
+        self.mask = nn.Parameter(torch.full((rows,), start, **like))  # type: ignore[call-overload]
+        self.register_buffer("start", torch.tensor(start, **like))  # type: ignore[arg-type]
+        self.register_buffer("tau", torch.ones((), **like))  # type: ignore[call-overload]
+
+    def forward(self, ids: Tensor) -> Tensor:
+        if self.training and torch.is_grad_enabled():
+            self.losses = Losses(select=self.share(self.mask).mean())
+        return (self.share(self.mask[ids]) / torch.sigmoid(self.start)).unsqueeze(-1)
+
+    def share(self, mask: Tensor) -> Tensor:
+        """How far rows are open, from 0 to 1."""
+        hard = self.tau.isinf()
+        soft = torch.sigmoid(torch.where(hard, torch.ones_like(self.tau), self.tau) * mask)
+        return torch.where(hard, (mask > 0).to(mask.dtype), soft)
+
+    @property
+    def factors(self) -> Tensor:
+        return (self.share(self.mask) / torch.sigmoid(self.start)).detach()
+
+
+def anneal(model: nn.Module, progress: float, *, final: float = 200.0) -> float:
+    """Set the temperature of every Selector to `final` ** progress: 1 at progress 0, inf (hard gates) for progress inf."""
+    found = [m for m in model.modules() if isinstance(m, Selector)]
+    if not found:
+        raise GatecError(
+            "a model with gates to anneal",
+            found=f"none in {type(model).__name__}",
+            hint='gatec.convert(model, "select")',
+        )
+    if not progress >= 0 or not 1 < final < math.inf:
+        raise GatecError("a progress of 0 or more, and a final temperature above 1", found=f"{progress} and {final}")
+    tau = math.inf if math.isinf(progress) else final**progress
+    for selector in found:
+        selector.tau.fill_(tau)
+    return tau
