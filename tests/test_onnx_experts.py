@@ -18,7 +18,7 @@ from gatec.grouped import grouped_linear
 from gatec.onnx.flat import evaluating, flatten
 from gatec.onnx.mixtures import merge
 from gatec.onnx.signs import nonnegative
-from gatec.onnx.translate import decomposed, traced
+from gatec.onnx.translate import decomposed, quiet, traced
 
 pytest.importorskip("onnxruntime")
 
@@ -100,10 +100,15 @@ def mixture(model: nn.Module, name: str = "moe", x: Tensor = X, **options: Any) 
 
 
 def is_merged(model: nn.Module, x: Tensor = X) -> str:
+    """Of the program as it is traced, and of the same in fewer operators."""
     program = program_of(model, x)
+    with quiet():
+        fewer = program.run_decompositions({})
     want = program.module()(x)
-    (line,) = merge(program)
+    (line,), again = merge(program), merge(fewer)
     torch.testing.assert_close(program.module()(x), want)
+    torch.testing.assert_close(fewer.module()(x), want)
+    assert again == [line]
     return line
 
 
@@ -189,6 +194,12 @@ def test_one_mixture_is_the_operator_and_the_other_is_not(tmp_path: Path) -> Non
     assert got.notes[0] == "first: onnxruntime's MoE, 4 experts, at most 2 for a token, swiglu"
     assert got.notes[1].startswith("second stays in standard operators: its activation is none of relu")
     assert got.notes[2] == "routing runs sparse: each expert of 2 grouped products sees its tokens only"
+
+
+def test_what_flows_in_is_not_overwritten(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.LayerNorm(16), MLP(bias=False), nn.LayerNorm(16))
+    got = gatec.export(mixture(model, **FOUR), tmp_path / "inner.onnx", X, experts="ort")
+    assert got.operators["MoE"] == 1 and max(row.max_rel for row in got.parity) < 1e-5
 
 
 def test_tokens_without_an_expert_get_nothing(tmp_path: Path) -> None:

@@ -72,7 +72,10 @@ def runtime_form(x: Tensor, token: Tensor, ends: Tensor, weight: Tensor, live: T
     counted = (weight if live is None else torch.where(live, weight, 0.0)).squeeze(-1)
     dense = x.new_zeros(x.shape[0], down.shape[0]).index_put((token, expert), counted, accumulate=True)
     layers = [torch.stack(list(each), 2).flatten(1, 2) if each else None for each in (up, bias)]
-    how: dict[str, Any] = {"k": top_k, "activation_type": activation} | ({"swiglu_fusion": 1} if len(up) > 1 else {})
+    # Weights sum to one already; without normalizing, the kernel may clear its input, in whose memory it writes its output.
+    how: dict[str, Any] = {"k": top_k, "activation_type": activation, "normalize_routing_weights": 1} | (
+        {"swiglu_fusion": 1} if len(up) > 1 else {}
+    )
     mixed = torch.onnx.ops.symbolic(f"{DOMAIN}::MoE", (x, dense.log().clamp(min=LEAST), *layers, down), how,
                                     dtype=x.dtype, shape=x.shape, version=1)  # fmt: skip
     return mixed * dense.sum(-1, keepdim=True)

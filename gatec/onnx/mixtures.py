@@ -90,13 +90,13 @@ def put(graph: Graph, last: Any) -> str:
 def summed(last: Any) -> Sum:
     out: Any = last
     live = None
-    if name_of(end := reader(out)) == "where" and end.args[1:] == (out, 0.0):
+    if name_of(end := reader(out)) == "where" and end.args[1] is out and nothing(end.args[2]):
         out, live, end = end, end.args[0], reader(end)
     if name_of(end) == "index_add" and end.args[1] == 0 and end.args[3] is out and zeros(end.args[0]):
         return Sum(end, end.args[2], live, 0)
     rows = reader(end) if name_of(end) == "index_select" else None
-    if rows is not None and name_of(rows) == "unflatten" and rows.args[1] == 0 and name_of(reader(rows)) == "sum":
-        top_k, order = rows.args[2][1], permutation(end.args[2])
+    if name_of(rows) in ("unflatten", "view") and shape(rows)[2:] == shape(end)[1:] and name_of(reader(rows)) == "sum":
+        top_k, order = shape(rows)[1], permutation(end.args[2])
         token = next((n for n in order.users if n.args == (order, top_k) and name_of(n) == "floor_divide"), None)
         if token is not None and reader(rows).args[1] == [1]:
             return Sum(reader(rows), token, live, top_k)
@@ -174,10 +174,17 @@ def alive(value: Any, live: Any) -> Any:
 
 def permutation(back: Any) -> Any:
     """The order of a sort whose inverse this is."""
-    order: Any = back.args[0] if name_of(back) == "argsort" else None
+    order: Any = inverse(back)
     if name_of(order) == "getitem" and order.args[1] == 1 and name_of(order.args[0]) in ("sort", "argsort"):
         return order
     raise Refused("its pairs are not put back in the order of the tokens")
+
+
+def inverse(back: Any) -> Any:
+    """Of which permutation this is the inverse: what sorts it."""
+    if name_of(back) == "getitem" and back.args[1] == 1 and name_of(back.args[0]) == "sort":
+        return back.args[0].args[0]
+    return back.args[0] if name_of(back) == "argsort" else None
 
 
 def computed(inner: Any, order: tuple[Node, ...], grid: tuple[Tensor, ...]) -> Tensor:
@@ -195,6 +202,11 @@ def computed(inner: Any, order: tuple[Node, ...], grid: tuple[Tensor, ...]) -> T
 
 def alike(one: Tensor, other: Tensor) -> bool:
     return bool(torch.isclose(one, other, CLOSE, CLOSE).all())
+
+
+def nothing(value: Any) -> bool:
+    value = value.args[0] if name_of(value) == "scalar_tensor" else value
+    return isinstance(value, (int, float)) and value == 0
 
 
 def zeros(value: Any) -> bool:

@@ -10,9 +10,11 @@ from torch.fx import Node
 ALWAYS = frozenset(["abs", "exp", "ge", "gt", "le", "lt", "eq", "ne", "new_zeros", "new_ones", "ones", "ones_like", "relu",
                     "sigmoid", "softmax", "_softmax", "softplus", "square", "zeros", "zeros_like"])  # fmt: skip
 # Where the first operand is not negative: other orders, parts and sums of it.
-AS_FIRST = frozenset(["_to_copy", "alias", "amax", "clone", "contiguous", "cumsum", "detach", "expand", "flatten", "flip", "gather",
-                      "getitem", "index", "index_select", "mean", "permute", "reshape", "select", "slice", "sort", "squeeze",
-                      "sum", "t", "to", "topk", "transpose", "unflatten", "unsqueeze", "view"])  # fmt: skip
+AS_FIRST = frozenset([
+    "_to_copy", "_unsafe_view", "alias", "amax", "clone", "contiguous", "cumsum", "detach", "expand", "flatten",
+    "flip", "gather", "getitem", "index", "index_select", "mean", "permute", "reshape", "select", "slice", "sort",
+    "squeeze", "sum", "t", "to", "topk", "transpose", "unflatten", "unsqueeze", "view",
+])  # fmt: skip
 AS_ALL = frozenset(["add", "div", "maximum", "minimum", "mul"])
 SAME = frozenset(["alias", "clone", "contiguous", "detach"])
 
