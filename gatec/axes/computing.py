@@ -67,6 +67,8 @@ def convolution(walk: Walk, out: Tensor, x: Tensor, weight: Tensor, bias: Tensor
     for dim in kernel[2:]:
         pin(dim, KERNEL)
     channels = dims[-len(kernel) + 1]
+    for dim in dims[-len(kernel) + 2 :]:
+        pin(dim, PLACES)
     if groups == 1:
         into, found = (kernel[0], kernel[1]) if transposed else (kernel[1], kernel[0])
     else:
@@ -191,7 +193,9 @@ def pooled(walk: Walk, out: Any, x: Tensor, *_: Any, **__: Any) -> Any:
     """Positions change, channels do not."""
     dims = walk.of(x)
     outs = [out] if isinstance(out, Tensor) else list(out)
-    spatial = {1: 1, 2: 2, 3: 3}[min(outs[0].dim() - 1 if x.dim() <= 2 else x.dim() - 2, 3)]
+    spatial = min(max(x.dim() - 2, 1), 3)
+    for dim in dims[x.dim() - spatial :]:
+        pin(dim, PLACES)
     found = [[*dims[: x.dim() - spatial], *[axis(n, PLACES) for n in t.shape[x.dim() - spatial :]]] for t in outs]
     return found[0] if isinstance(out, Tensor) else found
 

@@ -196,6 +196,19 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = flag
 
 
+@contextmanager
+def spelled_out() -> Iterator[None]:
+    """Inside, attention and recurrent layers run as the operators that they consist of."""
+    fast, onednn = torch.backends.mha.get_fastpath_enabled(), torch._C._get_mkldnn_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        torch._C._set_mkldnn_enabled(onednn)
+
+
 def walked(model: nn.Module, args: Any, kwargs: Any, watch: Callable[[Walk, str, Any], None] | None = None) -> Walk:
     """The axes of everything in a model, from one forward of it; `watch` is told what every module returns."""
     walk = Walk(model)
@@ -203,13 +216,8 @@ def walked(model: nn.Module, args: Any, kwargs: Any, watch: Callable[[Walk, str,
     for value in tree_leaves((args, kwargs)):
         if isinstance(value, Tensor):
             walk.known[value] = [axis(n, "it is as long as an input") for n in value.shape]
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with torch.no_grad(), evaluating(model), torch.backends.mkldnn.flags(enabled=False), walk.inside(), walk:
-            out = model(*args, **kwargs)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
+    with torch.no_grad(), evaluating(model), spelled_out(), walk.inside(), walk:
+        out = model(*args, **kwargs)
     for value in tree_leaves(told(out)):
         if isinstance(value, Tensor):
             for dim in walk.of(value):

@@ -4,7 +4,7 @@ from gatec.pruning.budgets import budget, close
 from gatec.pruning.compacting import narrow
 from gatec.pruning.forms import FORMS, ChannelGate
 from gatec.pruning.gating import channel_gates, closed, gated_again, has_gates, prune
-from gatec.pruning.groups import Group, Groups, arguments, groups
+from gatec.pruning.group import Group, Groups, arguments, groups
 from gatec.pruning.plan import Plan, carried_out
 
 __all__ = [

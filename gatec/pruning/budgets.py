@@ -98,8 +98,8 @@ def _closed_below(model: nn.Module, scores: dict[str, Tensor], before: dict[str,
     _restore(model, before)
     for name, gate in channel_gates(model).items():
         score = scores[name]
-        keep = int((score > level).sum())
-        keep = min(gate.size, max(least, -(-keep // multiple) * multiple))
+        keep = max(least, int((score > level).sum()))
+        keep = min(gate.size, -(-keep // multiple) * multiple)
         shut = torch.ones(gate.size, dtype=torch.bool, device=score.device)
         shut[score.topk(keep).indices] = False
         gate.shut(shut)

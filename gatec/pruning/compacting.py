@@ -17,7 +17,7 @@ from gatec.errors import GatecError
 from gatec.history import forgotten, remember
 from gatec.program import Edit
 from gatec.pruning.gating import GATES, closed
-from gatec.pruning.groups import Groups, arguments, groups
+from gatec.pruning.group import Groups, arguments, groups
 from gatec.pruning.masking import masked, unmask
 from gatec.pruning.plan import Plan, carried_out
 from gatec.pruning.removing import Removal, removal

@@ -83,7 +83,7 @@ def _seen(name: str) -> Callable[[nn.Module], Tensor]:
 
 
 def _reduced(self: nn.Module, _: int) -> Any:
-    return _again, (type(self)._gatec_plain, tuple(sorted(vars(self)[SEEN]))), self.__dict__  # type: ignore[attr-defined]
+    return _again, (type(self)._gatec_plain, tuple(sorted(vars(self)[SEEN]))), self.__getstate__()  # type: ignore[attr-defined]
 
 
 def _again(plain: type[nn.Module], names: tuple[str, ...]) -> nn.Module:

@@ -73,7 +73,10 @@ def _back(module: nn.Module, kind: type[nn.Module], told: Any) -> None:
 
 def _class(form: str, plain: type[nn.Module]) -> type[nn.Module]:
     if (form, plain) not in _made:
-        own = {"__reduce_ex__": lambda self, _: (_again, (form, plain), self.__dict__), "__module__": plain.__module__}
+        own = {
+            "__reduce_ex__": lambda self, _: (_again, (form, plain), self.__getstate__()),
+            "__module__": plain.__module__,
+        }
         _made[form, plain] = type(plain.__name__, (FORMS[form], plain), own)
     return _made[form, plain]
 

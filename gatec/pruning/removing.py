@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map_only
 
 from gatec.axes import Atom, Axis, Walk, leaves, size, told, walked
 from gatec.pruning.exact import exactly
-from gatec.pruning.groups import Groups, found_in
+from gatec.pruning.group import Groups, found_in
 from gatec.pruning.keeping import Closed, left
 from gatec.pruning.plan import Plan
 from gatec.pruning.solving import Outputs, Solver, Unsolved, recorded
