@@ -17,6 +17,7 @@ from gatec.axes.atoms import Axis, Cut, axis, mark, pin, size
 
 Dims = list[Axis]
 Rule = Callable[..., Any]
+Watch = Callable[["Walk", str, Any, bool], None]  # what a module is given, then what it returns
 RULES: dict[str, Rule] = {}
 
 
@@ -40,7 +41,7 @@ class Walk(TorchDispatchMode):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.model, self.where = model, ""
-        self.watch: Callable[[Walk, str, Any], None] | None = None
+        self.watch: Watch | None = None
         self.known: Any = WeakTensorKeyDictionary()
         self.reached: Any = WeakIdKeyDictionary()
         self.tensors: dict[str, Dims] = {}
@@ -148,20 +149,25 @@ class Walk(TorchDispatchMode):
         stack: list[str] = []
 
         def enter(path: str) -> Callable[..., None]:
-            def entering(*_: Any) -> None:
+            def entering(module: nn.Module, args: Any, kwargs: Any) -> None:
                 stack.append(self.where)
                 self.where = path
+                for value in tree_leaves((args, kwargs)):
+                    if isinstance(value, Tensor):
+                        self.note(self.of(value))
+                if self.watch is not None:
+                    self.watch(self, path, (args, kwargs), True)
 
             return entering
 
         def leave(module: nn.Module, _: Any, out: Any) -> None:
             if self.watch is not None:
-                self.watch(self, self.where, out)
+                self.watch(self, self.where, out, False)
             self.where = stack.pop()
 
         hooks = []
         for path, module in self.model.named_modules():
-            hooks.append(module.register_forward_pre_hook(enter(path), prepend=True))
+            hooks.append(module.register_forward_pre_hook(enter(path), prepend=True, with_kwargs=True))
             hooks.append(module.register_forward_hook(leave, always_call=True))
         try:
             yield
@@ -209,8 +215,8 @@ def spelled_out() -> Iterator[None]:
         torch._C._set_mkldnn_enabled(onednn)
 
 
-def walked(model: nn.Module, args: Any, kwargs: Any, watch: Callable[[Walk, str, Any], None] | None = None) -> Walk:
-    """The axes of everything in a model, from one forward of it; `watch` is told what every module returns."""
+def walked(model: nn.Module, args: Any, kwargs: Any, watch: Watch | None = None) -> Walk:
+    """The axes of everything in a model, from one forward of it; `watch` is told what every module is given and returns."""
     walk = Walk(model)
     walk.watch = watch
     for value in tree_leaves((args, kwargs)):

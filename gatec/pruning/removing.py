@@ -18,7 +18,7 @@ from gatec.pruning.exact import exactly
 from gatec.pruning.group import Groups, found_in
 from gatec.pruning.keeping import Closed, left
 from gatec.pruning.plan import Plan
-from gatec.pruning.solving import Outputs, Solver, Unsolved, recorded
+from gatec.pruning.solving import Calls, Solver, Unsolved, recorded
 from gatec.verify import distance
 
 Masks = Mapping[str, NDArray[np.bool_]]
@@ -42,25 +42,24 @@ def removal(model: nn.Module, closed: Masks, args: Any, kwargs: Any, *, exact: f
     """
     model = copy.deepcopy(model).double().eval()
     args, kwargs = tree_map_only(Tensor, lambda t: t.double() if t.is_floating_point() else t, (args, kwargs))
-    outputs: Outputs = {}
+    seen: Calls = {}
     with exactly():
-        walk = walked(model, args, kwargs, recorded(outputs))
+        walk = walked(model, args, kwargs, recorded(seen))
     groups, stays = found_in(model, walk), dict[str, str]()
     with torch.no_grad(), exactly():
         wanted = told(model(*args, **kwargs))
     masks, rules = {n: m for n, m in closed.items() if m.any()}, _wide(walk)
-    even: set[str] = set()
+    evened = Evened(walk)
     while masks:
-        masks = level(groups, masks, rules, stays)
-        solver = Solver(copy.deepcopy(model), walk, atoms(groups, masks), outputs)
+        masks = level(groups, masks, [*rules, *evened.rules], stays)
+        solver = Solver(copy.deepcopy(model), walk, atoms(groups, masks), seen)
         try:
             with exactly():
                 drift = distance(told(solver.run(args, kwargs)), wanted)
         except Unsolved as e:
-            if e.path not in even:  # perhaps one number stands for several sizes in there
-                even.add(e.path)
-                rules += _alike(walk, e.path, set(atoms(groups, masks)))
+            if not e.runs and evened.more(e.path, masks, set(atoms(groups, masks))):
                 continue
+            masks = evened.before or masks
             gone, why = _given_up(groups, masks, walk, e), f"{e.path or 'the model'}: {e.why}"
         else:
             if drift <= exact:
@@ -68,7 +67,45 @@ def removal(model: nn.Module, closed: Masks, args: Any, kwargs: Any, *, exact: f
             gone, why = _by_rank(groups, list(masks)), f"the model's output would move by {drift:.1e}"
         stays |= dict.fromkeys(gone, why)
         masks = {n: m for n, m in masks.items() if n not in gone}
+        evened.failed()
     return Removal(Plan(), {}, stays)
+
+
+@dataclass
+class Evened:
+    """Sizes that one number of a module's, or of what it is part of, may stand for: tried where a module does not run."""
+
+    walk: Walk
+    rules: list[list[Axis]] = field(default_factory=list)
+    trying: list[str] = field(default_factory=list)  # modules whose sizes are even just now, to mend the first of them
+    before: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
+    kept: int = 0
+    hopeless: set[str] = field(default_factory=set)
+
+    def more(self, path: str, masks: Masks, closing: set[Atom]) -> bool:
+        """Make the sizes in a module even, then those in its parents; False where that has been tried."""
+        if path in self.hopeless:
+            return False
+        if not self.trying or self.trying[0] != path:
+            self.trying, self.before, self.kept = [path], dict(masks), len(self.rules)
+        else:
+            last = self.trying[-1]
+            if not last or len(self.trying) > 2:
+                return False
+            del self.rules[self.kept :]
+            self.trying.append(last.rpartition(".")[0])
+        kind = type(self.walk.model.get_submodule(self.trying[-1]))
+        for other, module in self.walk.model.named_modules():  # what holds for one module holds for all of its class
+            if type(module) is kind:
+                self.rules += _alike(self.walk, other, closing)
+        return True
+
+    def failed(self) -> None:
+        """What was tried last did not help."""
+        if self.trying:
+            del self.rules[self.kept :]
+            self.hopeless.add(self.trying[0])
+        self.trying, self.before = [], {}
 
 
 def atoms(groups: Groups, masks: Masks) -> Closed:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from gatec.axes import Axis, Walk, leaves
 from gatec.pruning.folds import Fold, folds
@@ -33,22 +33,50 @@ class Unsolved(Exception):
         self.path, self.why, self.runs = path, why, runs
 
 
-Outputs = dict[str, list[list[tuple[Tensor, list[Axis]]]]]
+Values = list[tuple[Tensor, list[Axis]]]
 
 
-def recorded(outputs: Outputs) -> Callable[[Walk, str, Any], None]:
-    """Keeps what every module returns, call by call, with the axes that it had then."""
+@dataclass
+class Seen:
+    """What one call of a module was given and returned, with the axes that it had then."""
 
-    def keep(walk: Walk, path: str, out: Any) -> None:
+    given: Values
+    returned: Values
+
+
+Calls = dict[str, list[Seen]]
+
+
+def recorded(calls: Calls) -> Callable[[Walk, str, Any, bool], None]:
+    """Keeps every call of every module."""
+    opened: list[Seen] = []
+
+    def keep(walk: Walk, path: str, value: Any, enters: bool) -> None:
         with _disable_current_modes():
-            found = [(t.detach().clone(), list(walk.of(t))) for t in floats(out)]
-        outputs.setdefault(path, []).append(found)
+            found = [(t.detach().clone(), list(walk.of(t))) for t in tensors(value)]
+        if enters:
+            opened.append(Seen(found, []))
+        else:
+            seen = opened.pop()
+            seen.returned = found
+            calls.setdefault(path, []).append(seen)
 
     return keep
 
 
-def floats(out: Any) -> list[Tensor]:
-    return [t for t in tree_leaves(out) if isinstance(t, Tensor) and t.is_floating_point()]
+def tensors(value: Any) -> list[Tensor]:
+    return [t for t in tree_leaves(value) if isinstance(t, Tensor) and t.is_floating_point()]
+
+
+def cut(values: Values, closed: Closed) -> list[Tensor]:
+    """The values without the slots that go."""
+    found = []
+    for value, dims in values:
+        for n, dim in enumerate(dims):
+            at = kept(dim, closed)
+            value = value if at is None else value.index_select(n, torch.tensor(at))
+        found.append(value)
+    return found
 
 
 @dataclass(frozen=True)
@@ -63,14 +91,12 @@ class Way:
 class Solver:
     """Runs a narrowed copy of a model, module by module, against what the whole one returned."""
 
-    def __init__(self, model: nn.Module, walk: Walk, closed: Closed, outputs: Outputs) -> None:
-        self.model, self.walk, self.closed, self.outputs = model, walk, closed, outputs
+    def __init__(self, model: nn.Module, walk: Walk, closed: Closed, seen: Calls) -> None:
+        self.model, self.walk, self.closed, self.seen = model, walk, closed, seen
         self.plan = Plan(cuts(walk, closed))
-        self.calls: dict[str, int] = {}
         self.solved: dict[str, Way] = {}
         self.failed: Unsolved | None = None
         self.failures: dict[str, int] = {}
-        self.trusting = 0
 
     def run(self, args: Any, kwargs: Any) -> Any:
         """The narrowed model's output; the plan then says what made it right. Raises Unsolved."""
@@ -106,22 +132,22 @@ class Solver:
         """The modules inside of which slots go, that have been called."""
         gone, found = set(self.closed), []
         for path, numbers in self.walk.numbers.items():
-            if path in self.outputs and any(gone.intersection(leaves(a)) for axes in numbers.values() for a in axes):
+            if path in self.seen and any(gone.intersection(leaves(a)) for axes in numbers.values() for a in axes):
                 found.append(path)
         return found
 
     def _attempting(self, path: str, module: nn.Module, own: Callable[..., Any] | None) -> Callable[..., Any]:
+        """The module's forward; its first call looks for the way in which it is right, whatever it is given later."""
+
         def attempt(*args: Any, **kwargs: Any) -> Any:
-            trial = Trial(self, path, module, own, args, kwargs)
-            found = trial.of(self.solved[path], taken=True) if path in self.solved else trial.search()
-            if found is None:
+            trial = Trial(self, path, module, own)
+            if path not in self.solved and not trial.search(args, kwargs):
                 self.failures[path] = self.failures.get(path, 0) + 1
                 failed = Unsolved(path, trial.why, trial.ran)
                 self.failed = self.failed or failed
                 raise failed
-            self.calls[path] = trial.call + 1
             self.failed = None
-            return found[0]
+            return trial.forward(args, kwargs)
 
         return attempt
 
@@ -132,15 +158,6 @@ class Solver:
             narrowed(module, way.norm, undo)
         if way.fold:
             way.fold.take(self.model, undo)
-
-    def _apart(self, path: str, call: int, out: Any) -> float:
-        """How far a call's output is from what the whole model returned, without the slots that go."""
-        calls = self.outputs[path]
-        if call >= len(calls) or len(floats(out)) != len(calls[call]):
-            return float("inf")
-        return max(
-            (_apart(f, w, d, self.closed) for f, (w, d) in zip(floats(out), calls[call], strict=True)), default=0.0
-        )
 
     def numbers(self, path: str, module: nn.Module) -> Iterator[Way]:
         """Values for the numbers of a module; of one that could not be mended before only the likeliest."""
@@ -162,68 +179,62 @@ class Solver:
 
 @dataclass
 class Trial:
-    """One call of one module of the narrowed model, in one way after the other."""
+    """The first call of a module of the narrowed model, with what the whole model gave to it, in one way after the other."""
 
     solver: Solver
     path: str
     module: nn.Module
     own: Callable[..., Any] | None
-    args: Any
-    kwargs: Any
     why: str = "it does not run"
-    ran: bool = False  # in some way, with another result: what it was given may be at fault
+    ran: bool = False  # in some way, with another result
 
-    def __post_init__(self) -> None:
-        self.before = dict(self.solver.calls)
-        self.call = self.before.get(self.path, 0)
+    def forward(self, args: Any, kwargs: Any) -> Any:
+        if self.own is not None:
+            return self.own(*args, **kwargs)
+        return type(self.module).forward(self.module, *args, **kwargs)
 
-    def search(self) -> tuple[Any] | None:
-        """The module's output in the first way in which it is right: its numbers first, then what else may be mended."""
+    def search(self, args: Any, kwargs: Any) -> bool:
+        """Leave the module in the first way in which it is right: its numbers first, then what else may be mended."""
+        seen = self.solver.seen[self.path][0]
+        given = _with(args, kwargs, cut(seen.given, self.solver.closed))
+        wanted = cut(seen.returned, self.solver.closed)
         runs: list[Way] = []
         for way in self.solver.numbers(self.path, self.module):
-            found = self.of(way, runs=runs)
-            if found is not None:
-                return found
+            if self.right(way, given, wanted, runs):
+                return True
         for mend in self.solver.mends(self.path, self.module) if runs else ():
             for way in runs[:4]:
-                found = self.of(replace(mend, numbers=way.numbers))
-                if found is not None:
-                    return found
-        return None
+                if self.right(replace(mend, numbers=way.numbers), given, wanted):
+                    return True
+        return False
 
-    def of(self, way: Way, *, taken: bool = False, runs: list[Way] | None = None) -> tuple[Any] | None:
-        """The output in one way, if it is right; else the module is as it was."""
-        solver, undo = self.solver, []  # type: tuple[Solver, Undo]
-        solver.calls = dict(self.before)
-        if not taken:
-            solver._take(self.module, way, undo)
-        solver.trusting += way.fold is not None
+    def right(self, way: Way, given: Any, wanted: list[Tensor], runs: list[Way] | None = None) -> bool:
+        """Whether the module computes what it did in one way; if not, it is as it was."""
+        undo: Undo = []
+        self.solver._take(self.module, way, undo)
         try:
-            out = (
-                self.own(*self.args, **self.kwargs)
-                if self.own
-                else type(self.module).forward(self.module, *self.args, **self.kwargs)
-            )
+            apart = _apart(tensors(self.forward(*given)), wanted)
         except FAILURES as e:
             self.why = e.why if isinstance(e, Unsolved) else _said(e)
-            if isinstance(e, Unsolved) and e.runs:
-                self._ran(way, runs)
         else:
-            apart = solver._apart(self.path, self.call, out)
-            if apart <= CLOSE or solver.trusting > (way.fold is not None):
-                solver.solved[self.path] = way
-                return (out,)
-            self.why = f"without these slots it would compute something else, by {apart:.1e}"
-            self._ran(way, runs)
-        finally:
-            solver.trusting -= way.fold is not None
+            if apart <= CLOSE:
+                self.solver.solved[self.path] = way
+                return True
+            self.why, self.ran = f"without these slots it would compute something else, by {apart:.1e}", True
+            if runs is not None:
+                runs.append(way)
         back(undo)
-        return None
+        return False
 
-    def _ran(self, way: Way, runs: list[Way] | None) -> None:
-        self.ran = True
-        if runs is not None:
-            runs.append(way)
+
+def _with(args: Any, kwargs: Any, values: list[Tensor]) -> Any:
+    """The arguments with the recorded numbers in place of those that came, where there are as many."""
+    leaves, spec = tree_flatten((args, kwargs))
+    at = [n for n, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    if len(at) == len(values):
+        for n, value in zip(at, values, strict=True):
+            leaves[n] = value.clone()
+    return tree_unflatten(leaves, spec)
 
 
 FAILURES = (Unsolved, RuntimeError, ValueError, TypeError, IndexError, AssertionError, ZeroDivisionError, KeyError)
@@ -233,11 +244,7 @@ def _said(e: Exception) -> str:
     return f"{type(e).__name__}: {(str(e).splitlines() or [''])[0][:120]}"
 
 
-def _apart(found: Tensor, wanted: Tensor, dims: list[Axis], closed: Closed) -> float:
-    for n, dim in enumerate(dims):
-        at = kept(dim, closed)
-        if at is not None:
-            wanted = wanted.index_select(n, torch.tensor(at))
-    if found.shape != wanted.shape:
+def _apart(found: list[Tensor], wanted: list[Tensor]) -> float:
+    if len(found) != len(wanted) or any(f.shape != w.shape for f, w in zip(found, wanted, strict=True)):
         return float("inf")
     return distance(found, wanted)
