@@ -194,7 +194,7 @@ def test_a_budget_is_met(by, of):
 
 def test_groups_keep_a_multiple():
     gated = gatec.prune(made(network), IMAGE.double(), kinds=["channels"])
-    gatec.close(gated, to=0.7, multiple=2, by="magnitude")
+    gatec.close(gated, to=0.9, multiple=2, by="magnitude")
     for gate in gatec.channel_gates(gated).values():
         assert int((~gate.closed()).sum()) % 2 == 0
 

@@ -67,8 +67,6 @@ def convolution(walk: Walk, out: Tensor, x: Tensor, weight: Tensor, bias: Tensor
     for dim in kernel[2:]:
         pin(dim, KERNEL)
     channels = dims[-len(kernel) + 1]
-    for dim in dims[-len(kernel) + 2 :]:
-        pin(dim, PLACES)
     if groups == 1:
         into, found = (kernel[0], kernel[1]) if transposed else (kernel[1], kernel[0])
     else:
@@ -81,8 +79,17 @@ def convolution(walk: Walk, out: Tensor, x: Tensor, weight: Tensor, bias: Tensor
     unify(channels, into)
     if bias is not None:
         unify(found, walk.of(bias)[0])
-    batch = dims[: -len(kernel) + 1]
-    return [*batch, found, *[axis(n, PLACES) for n in out.shape[len(batch) + 1 :]]]
+    batch, places = dims[: -len(kernel) + 1], dims[-len(kernel) + 2 :]
+    alone = [k == s == 1 and not p for k, s, p in zip(weight.shape[2:], stride, padding, strict=True)]
+    return [*batch, found, *[_place(*given) for given in zip(places, out.shape[len(batch) + 1 :], alone, strict=True)]]
+
+
+def _place(dim: Axis, length: int, alone: bool) -> Axis:
+    """Positions behind a kernel: the same ones where it looks at one at a time."""
+    if alone and size(dim) == length:
+        return dim
+    pin(dim, PLACES)
+    return axis(length, PLACES)
 
 
 @rule("native_layer_norm", "_fused_rms_norm", "rms_norm")

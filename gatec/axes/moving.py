@@ -136,7 +136,7 @@ def _strided(dim: Axis, length: int, step: int) -> Axis:
 @rule("select")
 def select(walk: Walk, out: Tensor, x: Tensor, dim: int, index: int) -> Any:
     dims = list(walk.of(x))
-    pin(dims.pop(dim), "one of its slots is taken")
+    walk.owe(out, dims.pop(dim), "one of its slots is taken")
     return dims
 
 
@@ -189,13 +189,9 @@ def padded(walk: Walk, out: Tensor, x: Tensor, pads: Sequence[int], *_: Any) -> 
         if left < 0 or right < 0:
             dims[at] = _narrow(walk, dims[at], max(-left, 0), x.shape[at] + min(left, 0) + min(right, 0))
         if left > 0 or right > 0:
-            dims[at] = summed(
-                [
-                    (Atom(left, why),) if left > 0 else (),
-                    dims[at] or (Atom(1),),
-                    (Atom(right, why),) if right > 0 else (),
-                ]
-            )
+            middle = dims[at] or (Atom(1),)
+            before, after = [(Atom(n, why),) for n in [left] if n > 0], [(Atom(n, why),) for n in [right] if n > 0]
+            dims[at] = summed([*before, middle, *after])
     return dims
 
 

@@ -44,6 +44,7 @@ class Walk(TorchDispatchMode):
         self.watch: Watch | None = None
         self.known: Any = WeakTensorKeyDictionary()
         self.reached: Any = WeakIdKeyDictionary()
+        self.debts: Any = WeakTensorKeyDictionary()
         self.tensors: dict[str, Dims] = {}
         self.numbers: dict[str, dict[int, dict[Axis, None]]] = {}
         self.widths: dict[str, dict[Axis, None]] = {}
@@ -79,6 +80,7 @@ class Walk(TorchDispatchMode):
         given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         for value in given:
             self.reached[value] = True
+            self.pay(value)
         if not results or not results[0].numel():
             dims = [[axis(n) for n in t.shape] for t in results]
         else:
@@ -102,6 +104,14 @@ class Walk(TorchDispatchMode):
         except Cut:
             return []
         return [found] if isinstance(out, Tensor) else list(found)
+
+    def owe(self, value: Tensor, dim: Axis, why: str) -> None:
+        """A dimension to be pinned if the numbers of `value` are ever read, not only its shape."""
+        self.debts[value] = (dim, why)
+
+    def pay(self, value: Tensor) -> None:
+        if value in self.debts:
+            pin(*self.debts.pop(value))
 
     def lost(self, dim: Axis, length: int, why: str) -> Axis:
         """What is left of a dimension that an operator cuts in a way that its slots do not fit."""
@@ -226,6 +236,7 @@ def walked(model: nn.Module, args: Any, kwargs: Any, watch: Watch | None = None)
         out = model(*args, **kwargs)
     for value in tree_leaves(told(out)):
         if isinstance(value, Tensor):
+            walk.pay(value)
             for dim in walk.of(value):
                 pin(dim, "it is in the model's output")
     return walk

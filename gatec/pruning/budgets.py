@@ -75,35 +75,56 @@ def close(model: nn.Module, which: Mapping[str, Any] | None = None, *, to: float
         return
     if not 0 < to <= 1:
         raise GatecError("a share from 0 to 1", found=f"to={to}", hint="gatec.close(model, to=0.5)")
-    scores = {name: _scores(model, gate, by) for name, gate in channel_gates(model).items()}
+    scores = _ranked({name: _scores(model, gate, by) for name, gate in channel_gates(model).items()})
     before = {name: gate.weight.detach().clone() for name, gate in channel_gates(model).items()}
-    levels = torch.cat(list(scores.values())).unique()
-    low, high = 0, len(levels)
-    while low < high:  # the lowest level that is cheap enough
+    low, high = 0, sum(len(s) for s in scores.values())
+    while low < high:  # as few as are cheap enough
         middle = (low + high) // 2
-        cost = _closed_below(model, scores, before, float(levels[middle]), multiple, least, of)
-        low, high = (low, middle) if cost <= to else (middle + 1, high)
-    if low == len(levels):
-        cost = _closed_below(model, scores, before, float("inf"), multiple, least, of)
-        if cost > to:
-            _restore(model, before)
-            raise GatecError(f"a budget of at least {cost:.3f}, which is left where each group keeps {least}", found=f"to={to}",
-                             hint="put gates on more groups, or let them keep fewer slots")  # fmt: skip
-    else:
-        _closed_below(model, scores, before, float(levels[low]), multiple, least, of)
+        if _closed_below(model, scores, before, middle, multiple, least, of) <= to:
+            high = middle
+        else:
+            low = middle + 1
+    cost = _closed_below(model, scores, before, low, multiple, least, of)
+    if cost > to:
+        _restore(model, before)
+        raise GatecError(f"a budget of at least {cost:.3f}, which is left where each group keeps {least}", found=f"to={to}",
+                         hint="put gates on more groups, or let them keep fewer slots")  # fmt: skip
 
 
-def _closed_below(model: nn.Module, scores: dict[str, Tensor], before: dict[str, Tensor], level: float, multiple: int, least: int,
+def _ranked(scores: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The place of each slot in the order of all, the least important first; equal ones in turn from every group."""
+    turns = torch.cat([torch.arange(len(s)) / len(s) for s in scores.values()])
+    order = np.lexsort((turns.numpy(), torch.cat([s.double().cpu() for s in scores.values()]).numpy()))
+    places = torch.empty(len(order), dtype=torch.long)
+    places[torch.from_numpy(order)] = torch.arange(len(order))
+    return dict(zip(scores, places.split([len(s) for s in scores.values()]), strict=True))
+
+
+def _closed_below(model: nn.Module, scores: dict[str, Tensor], before: dict[str, Tensor], level: int, multiple: int, least: int,
                   of: str) -> float:  # fmt: skip
+    """What is left of the cost with the `level` least important slots closed."""
     _restore(model, before)
-    for name, gate in channel_gates(model).items():
-        score = scores[name]
-        keep = max(least, int((score > level).sum()))
-        keep = min(gate.size, -(-keep // multiple) * multiple)
-        shut = torch.ones(gate.size, dtype=torch.bool, device=score.device)
-        shut[score.topk(keep).indices] = False
-        gate.shut(shut)
+    gates = channel_gates(model)
+    keeps = {name: max(least, int((score >= level).sum())) for name, score in scores.items()}
+    keeps = {name: min(gates[name].size, -(-keep // multiple) * multiple) for name, keep in keeps.items()}
+    for name, keep in _even(model, keeps).items():
+        shut = torch.ones(gates[name].size, dtype=torch.bool)
+        shut[scores[name].topk(keep).indices] = False
+        gates[name].shut(shut.to(gates[name].weight.device))
     return float(budget(model, of, decided=True))
+
+
+def _even(model: nn.Module, keeps: dict[str, int]) -> dict[str, int]:
+    """Heads of one attention are kept equally wide, as wide as the widest of them would be."""
+    gates, found = model.get_submodule(GATES), dict(keeps)
+    assert isinstance(gates, ChannelGates)
+    sizes = {name: gate.size for name, gate in channel_gates(model).items()}
+    for _ in range(len(gates.even) + 1):
+        for together in gates.even:
+            widest = max(found[name] * times for name, times in together)
+            for name, times in together:
+                found[name] = min(sizes[name], -(-widest // times))
+    return found
 
 
 @torch.no_grad()

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gatec.axes import walked
+from gatec.axes import slots, walked
 from gatec.errors import GatecError
 from gatec.history import remember
 from gatec.pruning.forms import ChannelGate
 from gatec.pruning.forms import form as form_named
 from gatec.pruning.group import Group, Groups, found_in, groups
+from gatec.pruning.keeping import equal_widths
 from gatec.pruning.masking import Mask, mask
 from gatec.pruning.plan import owners
 from gatec.verify import copied, filled
@@ -25,9 +26,12 @@ GATES = "channel_gates"
 
 
 class ChannelGates(nn.ModuleDict):
-    """The gates of a model by group, and what each of its parameters costs: (numbers, multiplications)."""
+    """The gates of a model by group, what each of its parameters costs (numbers, multiplications), and groups that are kept
+    equally wide: each with how often its slots lie in one head.
+    """
 
     costs: dict[str, tuple[int, int]]
+    even: list[list[tuple[str, int]]]
 
     def forward(self, x: Any) -> Any:
         """Nothing: where the model is a chain of its children, they stand in it."""
@@ -86,12 +90,24 @@ def _put(model: nn.Module, form: str, chosen: list[Group], found: Groups) -> Non
     gates, kind = ChannelGates(), form_named(form)
     sizes = {n: p.numel() for n, p in model.named_parameters()}
     gates.costs = {n: (size, found.walk.macs.get(n, 0)) for n, size in sizes.items()}
+    gates.even = _even({g.atom: g.name for g in chosen}, found)
     for group in chosen:
         like = found.walk.learned[group.learned[0].name]
         gate = kind(group.size, group.name, dtype=like.dtype, device=like.device).train(model.training)
         gates[group.name.replace(".", "/")] = gate
         _gated(model, group, gate, found)
     model.add_module(GATES, gates)
+
+
+def _even(names: dict[Any, str], found: Groups) -> list[list[tuple[str, int]]]:
+    """Widths of heads that are equal in one attention, where each is that of one gated group."""
+    even = []
+    for together in equal_widths(found.walk):
+        widths = [
+            [(names[atom], at.shape[1]) for atom, at in slots(axes).items() if atom in names] for axes in together
+        ]
+        even += [[w[0] for w in widths]] if all(len(w) == 1 for w in widths) else []
+    return even
 
 
 def has_gates(model: nn.Module) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,3 +40,15 @@ def cuts(walk: Walk, closed: Closed) -> dict[str, dict[int, list[int]]]:
             if at is not None:
                 found.setdefault(name, {})[dim] = at
     return found
+
+
+def equal_widths(walk: Walk) -> list[list[Axis]]:
+    """Heads of one attention that are equally wide."""
+    return [own for axes in walk.widths.values() for own in by_size(axes)]
+
+
+def by_size(axes: Iterable[Axis]) -> list[list[Axis]]:
+    found: dict[int, list[Axis]] = {}
+    for one in axes:
+        found.setdefault(size(one), []).append(one)
+    return [own for own in found.values() if len(own) > 1]

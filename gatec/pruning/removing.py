@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from gatec.axes import Atom, Axis, Walk, leaves, size, told, walked
+from gatec.axes import Atom, Axis, Walk, leaves, told, walked
 from gatec.pruning.exact import exactly
 from gatec.pruning.group import Groups, found_in
-from gatec.pruning.keeping import Closed, left
+from gatec.pruning.keeping import Closed, by_size, equal_widths, left
 from gatec.pruning.plan import Plan
 from gatec.pruning.solving import Calls, Solver, Unsolved, recorded
 from gatec.verify import distance
@@ -48,7 +48,7 @@ def removal(model: nn.Module, closed: Masks, args: Any, kwargs: Any, *, exact: f
     groups, stays = found_in(model, walk), dict[str, str]()
     with torch.no_grad(), exactly():
         wanted = told(model(*args, **kwargs))
-    masks, rules = {n: m for n, m in closed.items() if m.any()}, _wide(walk)
+    masks, rules = {n: m for n, m in closed.items() if m.any()}, equal_widths(walk)
     evened = Evened(walk)
     while masks:
         masks = level(groups, masks, [*rules, *evened.rules], stays)
@@ -133,22 +133,10 @@ def level(groups: Groups, masks: Masks, rules: list[list[Axis]], stays: dict[str
         )
 
 
-def _wide(walk: Walk) -> list[list[Axis]]:
-    """Heads of one attention that are equally wide."""
-    return [own for axes in walk.widths.values() for own in _by_size(axes)]
-
-
 def _alike(walk: Walk, path: str, closing: set[Atom]) -> list[list[Axis]]:
     """Axes of one size in one module of which slots go."""
     inside = [a for axes in walk.numbers.get(path, {}).values() for a in axes if closing.intersection(leaves(a))]
-    return _by_size(inside)
-
-
-def _by_size(axes: Iterable[Axis]) -> list[list[Axis]]:
-    found: dict[int, list[Axis]] = {}
-    for one in axes:
-        found.setdefault(size(one), []).append(one)
-    return [own for own in found.values() if len(own) > 1]
+    return by_size(inside)
 
 
 def _narrowest(together: list[Axis], closed: Closed) -> tuple[Axis, int] | None:
