@@ -333,6 +333,11 @@ CONFIGS = [
     ({"layer_types": ["a", "b", "c", "d"]}, {"layer_types": ["b", "d"]}),
     ({"no_rope_layers": [1, 1, 0, 0]}, {"no_rope_layers": [1, 0]}),
     ({"mlp_only_layers": [0, 3]}, {"mlp_only_layers": [1]}),
+    ({"moe_layers": [0, 1, 2, 3]}, {"moe_layers": [0, 1]}),
+    (
+        {"stage_names": ["stem", "a", "b", "c", "d"], "_out_indices": [2, 4], "_out_features": ["b", "d"]},
+        {"stage_names": ["stem", "a", "b"], "_out_indices": [1, 2], "_out_features": ["a", "b"]},
+    ),
     ({"cross_attention_layers": (1, 2)}, {"cross_attention_layers": (0,)}),
     ({"first_k_dense_replace": 3}, {"first_k_dense_replace": 1}),
     ({"kernel_sizes": [3, 3, 5, 5]}, {"kernel_sizes": [3, 3, 5, 5]}),
@@ -423,6 +428,20 @@ def test_types_of_caches_that_a_config_works_out_by_turns():
     found = verdicts(gatec.compact(model))
     assert found["model.layers.0"][0] == "left" and "without it the model raises" in found["model.layers.0"][1]
     assert found["model.layers.6"][0] == "put"
+
+
+@pytest.mark.parametrize(
+    "spec", ["transformers:dinov2?num_hidden_layers=3", "transformers:llama4_text?num_hidden_layers=4"]
+)
+def test_configs_with_more_to_say(spec, tmp_path):
+    small = gatec.compact(gated(load(spec), (0, 2), None))
+    assert {why for _, why in verdicts(small).values()} == {
+        "the block is removed, drift 0.0e+00",
+        "open: the plain block again, drift 0.0e+00",
+    }
+    small.save_pretrained(tmp_path)
+    again = type(small).from_pretrained(tmp_path)
+    assert all(torch.equal(v, again.state_dict()[n]) for n, v in small.state_dict().items())
 
 
 def test_a_network_of_images():
