@@ -181,7 +181,7 @@ def test_a_removed_block_does_not_come_back():
 
 def test_a_saved_model_wants_all_blocks_to_begin_with(tmp_path):
     gatec.save(gatec.compact(gated(Loop()), inputs=X), tmp_path)
-    words = r"^gatec: the blocks of Loop that were removed\n  found .*\n  try   load into a fresh model of the configuration from before gatec.compact$"
+    words = r"^gatec: the blocks of Loop that were removed or shared\n  found .*\n  try   load into a fresh model of the configuration from before gatec.compact$"
     with pytest.raises(gatec.GatecError, match=words):
         gatec.load(tmp_path, Loop(2), inputs=X)
 
@@ -456,3 +456,71 @@ def test_a_shorter_model_is_exported(tmp_path):
     small = gatec.compact(gated(Loop()), inputs=X)
     exported = gatec.export(small, tmp_path / "small.onnx", inputs=X)
     assert exported is not None and (tmp_path / "small.onnx").is_file()
+
+
+# -- shared weights ------------------------------------------------------------------------------------------------
+
+
+class Normed(Block):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.LayerNorm(8)
+
+    def forward(self, x):
+        return x + self.down(F.gelu(self.up(self.norm(x))))
+
+
+def normed():
+    return nn.Sequential(*(Normed() for _ in range(5)), nn.Linear(8, 8)).eval()
+
+
+def test_neighbours_share_weights_and_keep_their_norms():
+    model = normed()
+    small = gatec.share_blocks(model, 2, inputs=X)
+    assert small[1].up.weight is small[0].up.weight and small[3].down.bias is small[2].down.bias
+    assert small[1].norm.weight is not small[0].norm.weight and small[4].up.weight is not small[3].up.weight
+    wanted = copy.deepcopy(model)
+    for child in (1, 3):
+        for name in ("up", "down"):
+            getattr(wanted[child], name).load_state_dict(getattr(wanted[child - 1], name).state_dict())
+    assert torch.equal(small(X), wanted(X))
+    assert gatec.report(small).drift == distance(small(X), model(X)) > 0
+    assert verdicts(small) == {
+        str(i): ("put", f"computes with the weights of {i - 1}: another function") for i in (1, 3)
+    }
+    assert model[1].up.weight is not model[0].up.weight
+
+
+def test_shared_weights_are_saved_once_and_go_with_their_blocks(tmp_path):
+    small = gatec.share_blocks(normed(), 3, inputs=X)
+    again = gatec.load(gatec.save(small, tmp_path), normed(), inputs=X)
+    assert torch.equal(again(X), small(X)) and again[2].up.weight is again[0].up.weight
+    model = gated(small, (0, 4))
+    less = gatec.compact(model, inputs=X)
+    assert torch.equal(less(X), model(X)) and len(less) == 4
+    again = gatec.load(gatec.save(less, tmp_path), normed(), inputs=X)
+    assert torch.equal(again(X), less(X)) and again[1].up.weight is again[0].up.weight
+
+
+def test_shared_weights_learn_together():
+    small = gatec.share_blocks(normed(), 5, inputs=X)
+    small(X).square().sum().backward()
+    assert small[0].up.weight.grad is small[4].up.weight.grad
+    assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in normed().parameters()) / 2
+
+
+def test_what_cannot_share_is_told():
+    wide = normed()
+    wide[1].up, wide[1].down = nn.Linear(8, 4), nn.Linear(4, 8)
+    small = gatec.share_blocks(wide, 2, inputs=X)
+    assert verdicts(small)["1"] == ("left", "1 has not the weights that 0 has") and verdicts(small)["3"][0] == "put"
+    with pytest.raises(gatec.GatecError, match=r"^gatec: groups of 2 blocks or more\n  found 1$"):
+        gatec.share_blocks(wide, 1, inputs=X)
+    with pytest.raises(
+        gatec.GatecError, match=r"^gatec: blocks that can share weights\n  found 1: 1 has not the weights that 0 has$"
+    ):
+        gatec.share_blocks(wide, 2, inputs=X, only="[01]")
+    with pytest.raises(
+        gatec.GatecError, match=r"^gatec: blocks that can share weights\n  found none beside each other in Linear$"
+    ):
+        gatec.share_blocks(nn.Linear(8, 8), inputs=X)

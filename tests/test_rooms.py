@@ -28,7 +28,7 @@ ROWS = [row.split() for row in [
     "routers",
     "lower scanning attending attending_on_cuda grouping",
     "pipeline",
-    "backend census moe compaction explain fusing rerolling ejection reverting folding gradient_routing",
+    "backend census moe compaction explain fusing rerolling ejection reverting folding gradient_routing sharing",
     "tuning timing selecting",
     "gatec",
     "passes",
