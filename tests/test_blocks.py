@@ -320,6 +320,20 @@ def test_a_decoder_keeps_one_block_with_its_cache():
     assert len(gatec.gate_parameters(small)) == len(small.model.layers) == small.config.num_hidden_layers == 1
 
 
+def test_dropout_that_is_on_is_no_obstacle():
+    model = gatec.convert(load("transformers:gpt2?n_layer=3").train(), "skip,prune")
+    model.transformer.h[1].gate.data.zero_()
+    model.transformer.wte.eval()
+    small = gatec.compact(model)
+    assert verdicts(small)["transformer.h.1"] == ("put", "the block is removed, drift 0.0e+00")
+    assert gatec.report(small).drift <= 1e-5
+    assert (
+        small.training and all(m.training for m in small.transformer.h.modules()) and not small.transformer.wte.training
+    )
+    ids = torch.randint(5, 200, (2, 6))
+    assert torch.equal(small.eval()(ids).logits, model.eval()(ids).logits)
+
+
 def test_an_open_model_is_the_plain_model():
     small = gatec.compact(gated(Loop(), ()), inputs=X)
     assert set(verdicts(small).values()) == {("put", "open: the plain block again, drift 0.0e+00")}
