@@ -13,6 +13,7 @@ from torch import nn
 
 from gatec.blocks.numbers import COUNT
 from gatec.capture import unit_of
+from gatec.capture.spies import refill
 from gatec.match.terms import below
 from gatec.rewrite import Undo
 
@@ -26,7 +27,7 @@ def shortened(model: nn.Module, outer: str, size: int, gone: list[int], undo: Un
     for path, module, config in configs(model, outer):
         field = counts(module, config, below(path, outer) if path else outer, size)
         if field is not None:
-            undo.append(partial(_restored, vars(config), dict(vars(config))))
+            undo.append(partial(refill, vars(config), dict(vars(config))))
             vars(config).update(_without(vars(config), field, size, gone))
 
 
@@ -134,8 +135,3 @@ def _chosen(name: str, value: Any, size: int) -> bool:
 
 def _replaced(values: Any, index: int, value: Any) -> list[Any]:
     return [value if i == index else v for i, v in enumerate(values)]
-
-
-def _restored(fields: dict[str, Any], before: dict[str, Any]) -> None:
-    fields.clear()
-    fields.update(before)

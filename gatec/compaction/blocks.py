@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from torch import nn
 
 from gatec.blocks import BLOCKS, PASSED, pass_by, removed, says_so, shifted
-from gatec.blocks.chains import CONTAINERS
 from gatec.compaction.cached import Cached
 from gatec.compaction.kind import Gated, Kind
 from gatec.errors import Refused
@@ -16,6 +15,7 @@ from gatec.history import history, recall, without
 from gatec.program import Edit, Program
 from gatec.rewrite import Undo, back, take_out
 from gatec.shrink import site_of
+from gatec.site import CONTAINERS
 from gatec.verify import Probe, distance, forward
 
 OPEN, TAKEN, KEPT = "open: the plain block again", "the block is removed", "the block hands on what it takes"

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from torch import nn
 
 from gatec.compaction import blocks, hidden, rows
 from gatec.errors import GatecError
+from gatec.onnx.flat import evaluating
 from gatec.pipeline import all_or_nothing, copied, prepare
 from gatec.program import Edit
 from gatec.report import Report, attach
@@ -31,7 +30,7 @@ def compact(model: Model, inputs: Any = None) -> Model:
         raise GatecError(
             "a model with pruning gates", found=f"none in {type(model).__name__}", hint='gatec.convert(model, "prune")'
         )
-    with _resting(model), all_or_nothing() as undo:
+    with evaluating(model), all_or_nothing() as undo:
         gated, edits = prepare(model, inputs), list[Edit]()
         for kind in KINDS:
             found = closing(model, kind.name)
@@ -42,15 +41,3 @@ def compact(model: Model, inputs: Any = None) -> Model:
         moved = distance(forward(model, gated), gated.calls[""][0].output)
         attach(model, Report(tuple(edits), moved), undo)
     return model
-
-
-@contextmanager
-def _resting(model: nn.Module) -> Iterator[None]:
-    """In eval mode, where dropout draws nothing that removed parts would draw; then again as it was."""
-    before, whole = {id(m): m.training for m in model.modules()}, model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in model.modules():
-            module.training = before.get(id(module), whole)
