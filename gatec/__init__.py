@@ -35,6 +35,7 @@ from gatec.match import Attention, Block, Branch, Features, Hole, Linear, Part, 
 from gatec.moe import (  # noqa: E402
     Health,
     Pairs,
+    Pooled,
     Router,
     StandIn,
     calibrate,
@@ -51,14 +52,16 @@ from gatec.moe import (  # noqa: E402
     watching,
 )
 from gatec.onnx import export  # noqa: E402
-from gatec.parallel import Experts, ep_plan, expert_parallel, tp_plan  # noqa: E402
+from gatec.parallel import Experts, ep_plan, expert_parallel, tp_plan, transformers_plan  # noqa: E402
 from gatec.partition import Coactivation, balanced_clusters, order, weight_features  # noqa: E402
 from gatec.pipeline import convert, convert_, gate_parameters, load, why  # noqa: E402
 from gatec.program import Edit  # noqa: E402
+from gatec.pruning import Group, Groups, budget, channel_gates, close, groups, prune  # noqa: E402
 from gatec.recurrence import linear_recurrence  # noqa: E402
 from gatec.report import Report, report  # noqa: E402
 from gatec.rerolling import reroll, reroll_  # noqa: E402
 from gatec.reverting import revert  # noqa: E402
+from gatec.routed import routed_convolution  # noqa: E402
 from gatec.selecting import Selector, anneal  # noqa: E402
 from gatec.sharing import share_blocks  # noqa: E402
 from gatec.site import Site  # noqa: E402
@@ -69,15 +72,17 @@ __version__ = "0.1.0"
 __all__ = [  # noqa: RUF022 - in the order in which a reader meets them
     # what a user calls
     "scan", "why", "convert", "convert_", "upcycle", "fuse", "fuse_", "reroll", "reroll_", "compact", "revert", "eject",
-    "export", "save", "load", "report", "gates", "explain", "kernels_of", "tune", "gate_parameters", "backend",
+    "groups", "prune", "close", "budget", "channel_gates", "export", "save", "load", "report", "gates", "explain",
+    "kernels_of", "tune", "gate_parameters", "backend",
     "losses", "health", "watching", "task", "anneal", "GradientRouting",
     "merge", "measure", "calibrate", "share_blocks",
-    "expert_parallel", "ep_plan", "tp_plan", "Experts",
+    "expert_parallel", "ep_plan", "tp_plan", "transformers_plan", "Experts",
     # what comes back
-    "Census", "Edit", "Explanation", "GatecError", "Health", "Refused", "Report", "Tuning",
+    "Census", "Edit", "Explanation", "GatecError", "Group", "Groups", "Health", "Refused", "Report", "Tuning",
     # what a pass is made of
     "Activation", "Attention", "Block", "Branch", "Case", "Coactivation", "Equation", "Features", "Gate", "Hole", "Inner",
-    "Layer", "Linear", "Pairs", "Part", "Projection", "Router", "Selector", "Site", "StandIn", "balanced_clusters", "copies",
+    "Layer", "Linear", "Pairs", "Part", "Pooled", "Projection", "Router", "Selector", "Site", "StandIn", "balanced_clusters",
+    "copies",
     "equation", "gated_delta_rule", "grouped_linear", "here", "linear_attention", "linear_recurrence", "mixture", "order",
-    "pairs_of", "places", "router", "router_named", "splitting", "weight_features",
+    "pairs_of", "places", "routed_convolution", "router", "router_named", "splitting", "weight_features",
 ]  # fmt: skip

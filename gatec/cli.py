@@ -171,6 +171,9 @@ def export(
     skip: Annotated[
         bool, typer.Option("--skip", help="leave out at run time what a decision on data makes unused")
     ] = False,
+    experts: Annotated[
+        str, typer.Option(help="standard operators, or ort: onnxruntime's own for mixtures")
+    ] = "standard",
     device: Device = "cpu",
 ) -> None:
     """Export to ONNX, with dynamic batch and length, and compare with onnxruntime."""
@@ -178,7 +181,7 @@ def export(
         raise GatecError("a file to export to", found=repr(str(file)), hint=f"{file.stem}.onnx")
     found = _find(model, device)
     with working("exporting"):
-        exported = gatec.export(_converted(found, passes), file, inputs=found.inputs, skip=skip)
+        exported = gatec.export(_converted(found, passes), file, inputs=found.inputs, skip=skip, experts=experts)
     say(str(exported))
 
 

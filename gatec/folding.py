@@ -16,13 +16,13 @@ from gatec.errors import GatecError, Refused
 from gatec.history import without
 from gatec.layers import Layer, attribute
 from gatec.match.terms import join
-from gatec.pipeline import all_or_nothing, copied, prepare
+from gatec.pipeline import all_or_nothing, prepare
 from gatec.program import Edit, Program
 from gatec.report import Report, attach
 from gatec.rewrite import Rewrite, back, take_out
 from gatec.rewrite.splice import bound
 from gatec.site import Site
-from gatec.verify import Probe, distance, forward
+from gatec.verify import Probe, copied, distance, forward
 
 Model = TypeVar("Model", bound=nn.Module)
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)

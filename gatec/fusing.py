@@ -13,7 +13,7 @@ from gatec.errors import Refused
 from gatec.kernel import Kernel
 from gatec.lower import Fusion
 from gatec.match.terms import join
-from gatec.pipeline import all_or_nothing, copied, prepare
+from gatec.pipeline import all_or_nothing, prepare
 from gatec.program import Edit, Program
 from gatec.recognise import finds
 from gatec.report import Report, attach
@@ -22,7 +22,7 @@ from gatec.rewrite import copied as graph_copy
 from gatec.roofline import Price
 from gatec.routers import routings
 from gatec.trail import note
-from gatec.verify import distance, forward
+from gatec.verify import copied, distance, forward
 
 Model = TypeVar("Model", bound=nn.Module)
 

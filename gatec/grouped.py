@@ -20,7 +20,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 from gatec.errors import GatecError
 
 FUSED = (torch.float32, torch.bfloat16, torch.float16)
-FEW = 1  # rows for each expert, up to which a loop over those that have any is faster on a CPU
+SPARSE = 4  # experts for each row, above which a loop over those that have any is faster on a CPU
 ALIGNMENT = 16  # bytes: what torch's grouped kernels ask of every stride but 1
 
 
@@ -61,16 +61,13 @@ def direct(*tensors: Tensor) -> bool:
 
 def product(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     x = x.contiguous()
-    # torch's grouped product never waits for a GPU; on a CPU it is as fast as the loop but where experts have few rows.
-    if (x.is_cuda or len(x) > FEW * len(weight)) and fuses(x, weight):
+    # torch's grouped product never waits for a GPU; on a CPU it visits every expert.
+    if (x.is_cuda or len(weight) <= SPARSE * len(x)) and fuses(x, weight):
         return F.grouped_mm(x, weight.transpose(1, 2), offs=ends.to(torch.int32))
-    out = x.new_zeros(x.shape[0], weight.shape[1])
-    for number, rows in enumerate(spans(ends, len(x))):
-        if rows.stop == rows.start + 1:
-            torch.mv(weight[number], x[rows.start], out=out[rows.start])
-        elif rows.stop > rows.start:
-            torch.mm(x[rows], weight[number].t(), out=out[rows])
-    return out
+    some = [(number, rows) for number, rows in enumerate(spans(ends, len(x))) if rows.stop > rows.start]
+    behind = len(x) - (some[-1][1].stop if some else 0)
+    parts = [x[rows] @ weight[number].t() for number, rows in some]
+    return torch.cat([*parts, x.new_zeros(behind, weight.shape[1])])
 
 
 def outer(y: Tensor, x: Tensor, ends: Tensor) -> Tensor:

@@ -39,6 +39,11 @@ def forget(model: nn.Module) -> None:
         del hooks[key]
 
 
+def forgotten(model: nn.Module, kind: str) -> None:
+    """The history without steps of one kind."""
+    vars(model)["_gatec_history"] = tuple(s for s in history(model) if kind not in s)
+
+
 def history(model: nn.Module) -> tuple[dict[str, Any], ...]:
     return tuple(vars(model).get("_gatec_history", ()))
 
@@ -50,7 +55,7 @@ def without(model: nn.Module, sites: Iterable[tuple[str, str]]) -> None:
         {**s, "sites": [n for n in s["sites"] if (s["pass"], n) not in gone]} if "pass" in s else s
         for s in history(model)
     ]
-    recall(model, (s for s in steps if s.get("sites") or "compact" in s))
+    recall(model, (s for s in steps if s.get("sites") or "pass" not in s))
 
 
 def recall(model: nn.Module, steps: Iterable[dict[str, Any]]) -> None:
@@ -121,7 +126,10 @@ def read(folder: str | Path) -> list[dict[str, Any]]:
 
 
 def _sound(step: dict[str, Any]) -> bool:
-    """Whether a step is {"pass": text, "options": {...}, "sites": [text]} or {"compact": [text], "kind": text}."""
+    """Whether a step is {"pass": text, "options": {...}, "sites": [text]} or {"compact": [text], "kind": text},
+    {"channels": {...}} for channel gates, {"removed": {...}} for what they closed."""
+    if "removed" in step or "channels" in step:
+        return isinstance(step.get("removed", step.get("channels")), dict)
     sites = step.get("compact", step.get("sites"))
     texts = isinstance(sites, list) and all(isinstance(s, str) for s in sites)
     return (texts and isinstance(step.get("kind", ""), str)) and (

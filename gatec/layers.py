@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from gatec.capture import unit_of
 from gatec.match import Linear, Part
+from gatec.match.terms import join
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,13 @@ class Inner:
 
     unit: nn.Module
     spec: Part
+    tracer: fx.proxy.GraphAppendingTracer | None = None
+
+    def parameter(self, name: str) -> Any:
+        """A parameter of the module inside the graph that is being written; None where it has none of that name."""
+        value = getattr(self.module, name)
+        assert self.tracer is not None, "outside of `after` a layer has no graph"
+        return None if value is None else value_of(self.tracer, join(self.path, name), value)
 
     @property
     def path(self) -> str:
@@ -93,6 +102,12 @@ class Inner:
         """The module; for a branch that ends in a bare parameter, the one that owns it."""
         found = attribute(self.unit, self.path) if self.path else self.unit
         return found if isinstance(found, nn.Module) else self.unit.get_submodule(self.path.rpartition(".")[0])
+
+    @property
+    def kind(self) -> type[nn.Module]:
+        """The module's class as its author wrote it."""
+        unit = unit_of(self.module)
+        return unit.original if unit else type(self.module)
 
     @property
     def weight(self) -> Tensor:

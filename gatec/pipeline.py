@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -24,12 +23,13 @@ from gatec.gate import Gate
 from gatec.history import fill, read, remember, shapes
 from gatec.inputs import example_inputs
 from gatec.program import Edit, Program
+from gatec.pruning import Plan, arguments, carried_out, channel_gates, gated_again, has_gates
 from gatec.report import Report, attach
 from gatec.rewrite import added, back, put
 from gatec.shrink import HIDDEN, shrink
 from gatec.tables import ROWS, narrowed
 from gatec.trail import note
-from gatec.verify import distance, filled, finite, forward, together
+from gatec.verify import copied, distance, filled, finite, forward, together
 
 Model = TypeVar("Model", bound=nn.Module)
 PLAIN = (int, float, str, bool, type(None))
@@ -105,6 +105,13 @@ def load(folder: str | Path, model: Model, *, inputs: Any = None, gates: Iterabl
     """
     model, own = copied(model), {g.name: g for g in gates}
     for line in read(folder):
+        if "removed" in line:
+            carried_out(model, Plan.of(line["removed"]), [])
+            remember(model, line, [])
+            continue
+        if "channels" in line:
+            model = gated_again(model, line, arguments(model, inputs))
+            continue
         if "compact" in line:
             _compacted(model, line, folder, inputs)
             continue
@@ -150,6 +157,8 @@ def gate_parameters(model: nn.Module) -> list[nn.Parameter]:
             value = getattr(module.get_submodule(owner), name)
             for parameter in value.parameters() if isinstance(value, nn.Module) else [value]:
                 found[id(parameter)] = parameter
+    if has_gates(model):
+        found |= {id(g.weight): g.weight for g in channel_gates(model).values()}
     return list(found.values())
 
 
@@ -206,16 +215,6 @@ def all_or_nothing() -> Iterator[list[Callable[[], Any]]]:
 
 def _keyword(options: dict[str, Any]) -> list[Any]:
     return [options.pop("pass")] if "pass" in options else []
-
-
-def copied(model: Model) -> Model:
-    if isinstance(model, nn.Module):
-        together(model)
-    try:
-        return copy.deepcopy(model)
-    except Exception as e:
-        raise GatecError("a model that can be copied", found=f"{type(e).__name__}: {str(e)[:120]}",
-                         hint="gatec.convert_(model, ...) works in place") from e  # fmt: skip
 
 
 def _something(program: Program, wanted: list[Step]) -> None:

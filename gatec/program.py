@@ -182,8 +182,9 @@ class Program:
                   for x in spread(call.args, call.kwargs)[0]]  # fmt: skip
         canon.sweep(path, graph, inputs)
         canon.uses[path] = len(self.calls[path])
-        given = next(canon.terms[path, n] for n in graph.nodes if n.target is first)
-        passed[id(first(call.output))] = given
+        for node in graph.nodes:
+            if node.target is first:  # there is none where a gate replaced the module
+                passed[id(first(call.output))] = canon.terms[path, node]
 
 
 def _form(call: Call) -> Any:

@@ -8,11 +8,11 @@ from torch import nn
 
 from gatec.errors import GatecError
 from gatec.onnx import register_form
-from gatec.pipeline import all_or_nothing, copied, prepare
+from gatec.pipeline import all_or_nothing, prepare
 from gatec.report import Report, attach, report
 from gatec.reroll import reroll_program
 from gatec.trail import note
-from gatec.verify import distance, forward
+from gatec.verify import copied, distance, forward
 
 Model = TypeVar("Model", bound=nn.Module)
 

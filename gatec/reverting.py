@@ -9,10 +9,10 @@ from torch import nn
 from gatec.capture import unit_of
 from gatec.errors import GatecError, Refused
 from gatec.history import forget, history
-from gatec.pipeline import copied
 from gatec.program import named_parameters
 from gatec.rewrite import Rewrite, put_back, take_out
 from gatec.shrink import HIDDEN, named, site_of
+from gatec.verify import copied
 from gatec.widening import narrow
 
 Model = TypeVar("Model", bound=nn.Module)

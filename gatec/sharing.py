@@ -13,11 +13,11 @@ from gatec.blocks import AND, SHARED, shared
 from gatec.errors import GatecError, Refused
 from gatec.history import remember
 from gatec.match import Flow
-from gatec.pipeline import all_or_nothing, copied, prepare
+from gatec.pipeline import all_or_nothing, prepare
 from gatec.program import Edit, Program
 from gatec.report import Report, attach
 from gatec.rewrite import Undo, back
-from gatec.verify import distance, forward
+from gatec.verify import copied, distance, forward
 
 Model = TypeVar("Model", bound=nn.Module)
 

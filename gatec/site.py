@@ -50,7 +50,9 @@ class Site:
 
     def layer(self, name: str) -> Layer | Inner:
         spec = self.match.layers[name]
-        return Layer(self.module, spec, self.tracer) if isinstance(spec, Linear) else Inner(self.module, spec)
+        return (
+            Layer(self.module, spec, self.tracer) if isinstance(spec, Linear) else Inner(self.module, spec, self.tracer)
+        )
 
     @property
     def layers(self) -> dict[str, Layer | Inner]:

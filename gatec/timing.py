@@ -15,11 +15,11 @@ from gatec.capture import Call, unit_of, untouched
 from gatec.dispatch.measure import race
 from gatec.errors import GatecError
 from gatec.moe import Router
-from gatec.pipeline import copied, prepare
+from gatec.pipeline import prepare
 from gatec.program import Program
 from gatec.report import Cost, Report, report
 from gatec.reverting import revert
-from gatec.verify import forward
+from gatec.verify import copied, forward
 
 SHARES = (0.125, 0.25, 0.5, 0.75, 1.0)
 LIMIT = 400.0  # milliseconds for both sides of one unit, once there are enough rounds

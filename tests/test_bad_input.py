@@ -127,8 +127,8 @@ X = torch.linspace(-2, 2, 32).reshape(4, 8)
 MOE = {"experts": 4, "top_k": 4}
 # model, inputs, passes, options, the words of the error
 BAD = {
-    "unknown pass": (mlp, X, "gluten", {}, r"^gatec: a pass named 'gluten'\n  found passes: adaptive_width, attention, glu, lora_experts, moe, prune\b.*\n  try   gatec gates lists them$"),
-    "no pass": (mlp, X, "", {}, "^gatec: at least one pass\n  found none\n  try   one of adaptive_width, attention, glu, lora_experts, moe, prune"),
+    "unknown pass": (mlp, X, "gluten", {}, r"^gatec: a pass named 'gluten'\n  found passes: adaptive_width, attention, conv_experts, glu, lora_experts, moe, prune\b.*\n  try   gatec gates lists them$"),
+    "no pass": (mlp, X, "", {}, "^gatec: at least one pass\n  found none\n  try   one of adaptive_width, attention, conv_experts, glu, lora_experts, moe, prune"),
     "a pass that is a number": (mlp, X, 3, {}, "^gatec: a pass as text or as a Gate\n  found 3\n"),
     "unknown option": (mlp, X, "moe", {"expert": 4}, "^gatec: options that the pass moe knows\n  found expert\n  try   its options: .*experts=8, top_k=2"),
     "options of whom": (mlp, X, "glu,moe", {"experts": 4}, "^gatec: options inside the text where there are several passes\n  found experts\n"),

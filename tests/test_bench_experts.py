@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from gatec.bench.experts import MLP, PEERS, experts, theirs
+from gatec.bench.experts_onnx import experts_onnx
 from gatec.pipeline import convert
 
 pytest.importorskip("transformers")
@@ -23,3 +24,10 @@ def test_a_row_for_many_tokens_and_one_for_a_single_one() -> None:
     assert [r["tokens"] for r in rows] == [40, 1] * 4
     assert all(r[f"{way} / gatec"] > 0 for r in rows for way in ("dense", "eager", "grouped_mm"))
     assert ["batched_mm" in r for r in rows] == [False, True] * 4
+
+
+def test_every_file_of_the_layer_is_timed() -> None:
+    pytest.importorskip("onnxruntime")
+    rows = experts_onnx(width=16, hidden=128, tokens=40, repeats=1)
+    assert [r["tokens"] for r in rows] == [40, 1] * 4
+    assert all(r["dense / standard"] > 0 and r["dense / own operator"] > 0 for r in rows)

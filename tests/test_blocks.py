@@ -538,3 +538,15 @@ def test_what_cannot_share_is_told():
         gatec.GatecError, match=r"^gatec: blocks that can share weights\n  found none beside each other in Linear$"
     ):
         gatec.share_blocks(nn.Linear(8, 8), inputs=X)
+
+
+def test_channels_and_blocks_at_once_and_saved(tmp_path):
+    x = X.double()
+    model = gatec.prune(gated(normed().double(), (0, 2), x), inputs=x)
+    torch.manual_seed(0)
+    for gate in gatec.channel_gates(model).values():
+        gate.weight.data.copy_(torch.rand_like(gate.weight))
+    small = gatec.compact(model, inputs=x)
+    assert distance(small(x), model(x)) <= 1e-12 and len(small) == 4
+    again = gatec.load(gatec.save(small, tmp_path), normed().double(), inputs=x)
+    assert torch.equal(again(x), small(x))

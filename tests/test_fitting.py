@@ -9,11 +9,14 @@ from torch import nn
 from torch.nn import functional as F
 
 import gatec
-from gatec.moe import fitting
+from gatec.moe import fitting, streaming
+from gatec.moe.blocks import Row
 from gatec.moe.dealing import balanced, dealt, sample
 from gatec.moe.fitted import Fit
 from gatec.moe.standin import StandIn, direction, least_squares
+from gatec.moe.streaming import Stream
 from gatec.partition import activation_features, balanced_clusters
+from gatec.zoo import load
 
 WIDTH, UNITS, EXPERTS = 12, 32, 4
 
@@ -148,6 +151,96 @@ def test_progress_tells_the_layers_in_order():
     told = []
     gatec.calibrate(split(), DATA[0], steps=1, progress=told.append)
     assert told == ["first", "second"]
+
+
+class Block(nn.Module):
+    def __init__(self, tuples: bool) -> None:
+        super().__init__()
+        self.mlp, self.tuples = MLP(), tuples
+
+    def forward(self, x, /, scale):
+        x += scale * self.mlp(x)
+        return (x, None) if self.tuples else x
+
+
+class Deep(nn.Module):
+    """Blocks in a row, each with an argument of its own; `how` says what else they get."""
+
+    def __init__(self, how: str = "") -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.how, self.ran = how, 0
+        self.layers = nn.ModuleList(Block(how == "tuples") for _ in range(4))
+        for layer in (m for m in self.modules() if isinstance(m, nn.Linear)):
+            nn.init.normal_(layer.weight, std=0.4)
+
+    def forward(self, x):
+        self.ran += 1
+        x = x + 0
+        for number, layer in enumerate(self.layers):
+            scale = 1 + number + (x.mean() if self.how == "depends" else 0 * x.mean())
+            out = layer(x, scale=scale)
+            x = out[0] if self.how == "tuples" else out * 1 if self.how == "between" else out
+        return x
+
+
+@pytest.mark.parametrize("how, row", [("", True), ("tuples", True), ("depends", False), ("between", False)])
+def test_blocks_in_a_row_run_twice_and_fits_are_as_if_the_model_ran_for_each(how, row, monkeypatch):
+    def model():
+        return gatec.convert(Deep(how), "moe", experts=EXPERTS, top_k=2, inputs=DATA[0], stand_in=True)
+
+    runs, run = [], Row.run
+    monkeypatch.setattr(Row, "run", lambda self, batch: (runs.append(self.at), run(self, batch))[1])
+    found = gatec.calibrate(model(), iter(DATA), **QUICK).state_dict()
+    assert [runs.count(n) for n in range(4)] == (
+        [1 + 2 * len(DATA)] + [2 * len(DATA)] * 2 + [len(DATA)] if row else [0] * 4
+    )
+    monkeypatch.setattr(Stream, "rows_with", lambda self, module: iter(()))
+    wanted = gatec.calibrate(model(), DATA, **QUICK).state_dict()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_a_cache_that_blocks_write_to_is_empty_each_time(monkeypatch):
+    ids = torch.arange(12).reshape(2, 6)
+    dense, runs, run = load("transformers:llama"), [], Row.run
+    monkeypatch.setattr(Row, "run", lambda self, batch: (runs.append(self.at), run(self, batch))[1])
+    one, other = (gatec.convert(dense, "moe", experts=EXPERTS, top_k=2) for _ in range(2))
+    found = gatec.calibrate(one, [ids, ids + 1], **QUICK).state_dict()
+    assert one.config.use_cache and len(runs) == 1 + 2 * 2 + 2
+    monkeypatch.setattr(Stream, "rows_with", lambda self, module: iter(()))
+    wanted = gatec.calibrate(other, [ids, ids + 1], **QUICK).state_dict()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_no_more_batches_are_kept_than_so_many_and_all_are_drawn_alike():
+    alive, most, counts = set(), 0, torch.zeros(40)
+
+    class Batch:
+        def __init__(self, number: int) -> None:
+            self.number = number
+            alive.add(number)
+
+        def __del__(self) -> None:
+            alive.discard(self.number)
+
+    def loader():
+        nonlocal most
+        for number in range(40):
+            yield Batch(number)
+            most = max(most, len(alive))
+
+    for seed in range(200):
+        found = [b.number for b in streaming.drawn(loader(), 10, seed)]
+        assert len(found) == 10 and found == sorted(found)
+        counts[found] += 1
+    assert most <= 12
+    assert counts.min() > 25 and counts.max() < 80
+    assert [b.number for b in streaming.drawn(loader(), 40, 0)] == list(range(40))
+
+
+def test_a_bar_is_shown_to_people_only(capsys):
+    gatec.calibrate(split(), DATA[0], steps=1, progress=True)
+    assert capsys.readouterr() == ("", "")
 
 
 class Unused(Model):

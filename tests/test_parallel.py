@@ -1,6 +1,7 @@
 """Converted models over several processes: the same loss and the same parameters as in one."""
 
 import copy
+import functools
 import importlib.util
 from pathlib import Path
 from unittest import mock
@@ -11,7 +12,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as checkpoint
 from spawned import run
 from torch import nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
@@ -38,6 +39,16 @@ class MLP(nn.Module):
         if self.gate is None:
             return self.down(F.gelu(self.up(x)))
         return self.down(F.silu(self.gate(x)) * self.up(x))
+
+
+class Packed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.both, self.down = nn.Linear(WIDTH, 128), nn.Linear(64, WIDTH)
+
+    def forward(self, x):
+        a, b = self.both(x).chunk(2, -1)
+        return self.down(F.silu(a) * b)
 
 
 def dense():
@@ -79,9 +90,9 @@ def whole(model):
     return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
 
 
-def compare(model, batch, all_of_it, **options):
+def compare(model, batch, all_of_it, build=converted, **options):
     """Trained here on this process' batch and in one process on everything: the same losses and parameters."""
-    alone = converted(**options)
+    alone = build(**options)
     losses = trained(alone, *all_of_it)
     torch.testing.assert_close(trained(model, *batch), losses, rtol=1e-12, atol=0)
     assert losses[-1] < losses[0]
@@ -144,6 +155,28 @@ def experts_of_tokens_that_differ_in_number(rank):
         fully_shard(apart, mesh=mesh, ignored_params=experts_in(apart))
         compare(apart, mine(data()), data(), router=router)
         compare(parallelize_module(same, mesh, gatec.tp_plan(same)), data(), data(), router=router)
+
+
+def packed(**options):
+    """Two projections in one layer, and a mixture beside it whose projections are apart."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(WIDTH, WIDTH), Packed(), nn.LayerNorm(WIDTH), MLP(), nn.LayerNorm(WIDTH)).double()
+    x = torch.randn(3, WIDTH).double()
+    return gatec.convert(model, "moe", **{"experts": 8, "top_k": 2, "inputs": x, **options})
+
+
+def experts_of_packed_and_shared_layers(rank):
+    """The two halves of a layer are cut alike; shared blocks count as experts that no row is sent to."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    for options in ({}, {"shared": 1}, {"shared": 3, "router": "dynamic"}):
+        build = functools.partial(packed, **options)
+        apart, same = build(), build()
+        gatec.expert_parallel(apart, mesh)
+        rows = apart[1].both.weight.to_local()
+        assert rows.shape == (128 // mesh.size(), WIDTH)
+        fully_shard(apart, mesh=mesh, ignored_params=experts_in(apart))
+        compare(apart, mine(data()), data(), build)
+        compare(parallelize_module(same, mesh, gatec.tp_plan(same)), data(), data(), build)
 
 
 def experts_of_all_tokens(rank):
@@ -267,6 +300,45 @@ def llama(rank):
     torch.testing.assert_close(whole(model), dict(alone.state_dict()), rtol=1e-5, atol=2e-7)
 
 
+def in_the_words_of_transformers(rank):
+    """transformers' own tensor parallelism: heads and experts over the processes, one step as in one process."""
+    from transformers.distributed import DistributedConfig
+    from transformers.distributed.tensor_parallel import apply_tensor_parallelism
+
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    model = gatec.convert(load("transformers:llama"), "moe", experts=4, top_k=2).train()
+    alone, ids = copy.deepcopy(model), torch.arange(4 * 9).reshape(4, 9) % 64
+    plan = gatec.transformers_plan(model)
+    assert plan["model.layers.*.mlp"] == "gatec_experts" and plan["model.layers.*.self_attn.q_proj"] == "colwise"
+    assert plan == model.tp_plan and not any(".mlp." in rule for rule in plan)
+    concrete = model._resolve_parallel_plans(DistributedConfig(tp_size=mesh.size()))[0]
+    apply_tensor_parallelism(model, mesh, concrete)
+    layer = model.model.layers[0]
+    assert len(layer.mlp.up_proj.weight.to_local()) == len(layer.mlp.up_proj.weight) // mesh.size()
+    assert len(layer.self_attn.q_proj.weight.to_local()) == len(layer.self_attn.q_proj.weight) // mesh.size()
+    losses = [m(input_ids=ids, labels=ids).loss for m in (model, alone)]
+    torch.testing.assert_close(losses[0], losses[1], rtol=2e-7, atol=0)
+    for loss in losses:
+        loss.backward()
+    own, other = (m.model.layers[1].mlp.up_proj.weight.grad for m in (model, alone))
+    torch.testing.assert_close(own.full_tensor(), other, rtol=1e-5, atol=1e-8)
+
+
+def packed_trained(rank):
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    model = gatec.expert_parallel(packed(shared=1), mesh)
+    trained(fully_shard(model, mesh=mesh, ignored_params=experts_in(model)), *mine(data()))
+    return whole(model)
+
+
+def packed_resumed(rank, state):
+    """The whole state in four processes and in one."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    for model in (gatec.expert_parallel(packed(shared=1), mesh), packed(shared=1)):
+        set_model_state_dict(model, dict(state), options=StateDictOptions(full_state_dict=True))
+        torch.testing.assert_close(whole(model), state, rtol=0, atol=0)
+
+
 def example(rank, folder):
     return example_of("train_moe_distributed").train(4, folder)
 
@@ -302,7 +374,8 @@ def everything(rank, names):
 
 
 def test_two_processes():
-    words = run(2, everything, ["experts_apart", "experts_of_all_tokens", "fsdp", "refused"])[0]["refused"]
+    checks = ["experts_apart", "experts_of_all_tokens", "experts_of_packed_and_shared_layers", "fsdp", "refused"]
+    words = run(2, everything, checks)[0]["refused"]
     assert words["convert"] == (
         "gatec: a model that is not sharded yet\n"
         "  found a DTensor in 1.up.weight\n"
@@ -328,13 +401,20 @@ def test_two_processes():
 
 @pytest.mark.sweep
 def test_two_processes_more():
-    checks = ["ddp_with_idle_experts", "experts_apart_with_unequal_shares", "conversion_is_shared", "llama"]
+    checks = [
+        "ddp_with_idle_experts",
+        "experts_apart_with_unequal_shares",
+        "conversion_is_shared",
+        "llama",
+        "in_the_words_of_transformers",
+    ]
     run(2, everything, [*checks, "conversion_fails_everywhere", "experts_of_tokens_that_differ_in_number"])
 
 
 @pytest.mark.sweep
 def test_four_processes():
-    run(4, everything, ["fsdp", "experts_apart", "experts_of_all_tokens", "conversion_is_shared"])
+    checks = ["fsdp", "experts_apart", "experts_of_all_tokens", "experts_of_packed_and_shared_layers"]
+    run(4, everything, [*checks, "conversion_is_shared"])
 
 
 @pytest.mark.sweep
@@ -351,6 +431,11 @@ def test_a_checkpoint_of_two_processes_in_four_and_in_one(tmp_path):
     own = {"model": alone.state_dict()}
     checkpoint.load(own, checkpoint_id=tmp_path, no_dist=True)
     torch.testing.assert_close(dict(own["model"]), state, rtol=0, atol=0)
+
+
+@pytest.mark.sweep
+def test_packed_layers_of_two_processes_in_four():
+    run(4, packed_resumed, run(2, packed_trained)[0])
 
 
 @pytest.mark.sweep
@@ -417,6 +502,16 @@ def test_a_buffer_that_nobody_can_compute_is_named(tmp_path):
         "  found table on the meta device\n"
         "  where Table\n"
         "  try   a method reset_buffers() of its module, or buffers on a real device"
+    )
+
+
+def test_only_models_with_a_plan_of_transformers_get_one():
+    with pytest.raises(gatec.GatecError) as error:
+        gatec.transformers_plan(converted())
+    assert str(error.value) == (
+        "gatec: a model of transformers that has a tp_plan\n"
+        "  found none in Sequential\n"
+        "  try   parallelize_module(model, mesh, gatec.tp_plan(model)) takes any model"
     )
 
 

@@ -349,3 +349,26 @@ def test_a_layer_belongs_to_one_place():
     assert edits["first"].verdict == edits["second.2"].verdict == "put"
     assert "belongs to the place at" in edits["second.0"].why
     assert (moe(x) - model(x)).norm() <= 1e-12 * model(x).norm()
+
+
+def test_a_packed_layer_is_not_run_whole_beside_its_experts():
+    class Packed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.both, self.down = nn.Linear(8, 64), nn.Linear(32, 8)
+
+        def forward(self, x):
+            gate, up = self.both(x).chunk(2, dim=-1)
+            return self.down(F.silu(gate) * up)
+
+    model = gatec.convert(Packed(), "moe", experts=4, top_k=2, inputs=torch.randn(3, 8))
+    ran = []
+    model.both.register_forward_hook(lambda *_: ran.append(1))
+    model(torch.randn(3, 8))
+    assert not ran
+
+
+def test_what_a_mixture_gives_may_be_written_to():
+    dense = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8))
+    model = gatec.convert(dense, "moe", experts=4, top_k=2, inputs=torch.randn(3, 8))
+    assert not model(torch.randn(2, 3, 8))._is_view()

@@ -17,6 +17,7 @@ from gatec.bench.compiling import compiling
 from gatec.bench.conversion import conversion
 from gatec.bench.coverage import coverage as sweep
 from gatec.bench.depth import depths
+from gatec.bench.experts_onnx import experts_onnx
 from gatec.bench.matrices import matrices
 from gatec.bench.papers import literature
 from gatec.bench.partitions import partitions
@@ -27,8 +28,9 @@ from gatec.errors import GatecError
 
 Row = dict[str, Any]
 BENCHMARKS: dict[str, Callable[..., list[Row]]] = {
-    "convert": conversion, "moe": moe, "moe-quality": quality, "partition": partitions, "capture": depths, "coverage": sweep,
-    "papers": literature, "scan": scan, "matrices": matrices, "compile": compiling, "kernels": running,
+    "convert": conversion, "moe": moe, "moe-quality": quality, "moe-onnx": experts_onnx,
+    "partition": partitions, "capture": depths, "coverage": sweep, "papers": literature,
+    "scan": scan, "matrices": matrices, "compile": compiling, "kernels": running,
 }  # fmt: skip
 PACKAGES = (
     "diffusers", "flash-linear-attention", "k-means-constrained", "liger-kernel", "scattermoe", "timm", "torch-rechub", "torchfm",

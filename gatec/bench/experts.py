@@ -16,6 +16,7 @@ from gatec.pipeline import convert
 from gatec.vision import torchvision_loads
 
 PEERS = ("eager", "grouped_mm", "batched_mm")  # transformers' own ways
+SPLITS = ((8, 2), (16, 4), (32, 8), (8, 4))  # experts, and how many of them a token has
 GATHERED = 64  # pairs up to which batched_mm runs: it gathers the matrices of an expert for each of them
 
 
@@ -39,7 +40,7 @@ def experts(width: int = 1024, hidden: int = 4096, tokens: int = 512, repeats: i
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dense, x = MLP(width, hidden).to(device).eval(), torch.randn(tokens, width, device=device)
     rows = []
-    for count, chosen in ((8, 2), (16, 4), (32, 8), (8, 4)):
+    for count, chosen in SPLITS:
         routed = convert(dense, "moe", experts=count, top_k=chosen, inputs=x).eval()
         ways: dict[str, Callable[[Tensor], Any]] = {"dense": dense, "gatec": routed}
         ways |= {way: theirs(routed, way) for way in PEERS}

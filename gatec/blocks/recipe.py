@@ -23,8 +23,22 @@ def shifted(steps: Iterable[Step], kind: str, paths: list[str], orders: dict[str
     whole = [s for s in steps if s.get("kind") in (BLOCKS, PASSED)]
     rest = [s for s in steps if s.get("kind") not in (BLOCKS, PASSED)]
     new: dict[str, str | None] = _names(paths, orders) if kind == BLOCKS else dict.fromkeys(paths)
-    moved = [{**s, **{k: _renamed(s[k], new) for k in ("sites", "compact") if k in s}} for s in rest]
-    return [*whole, {"compact": sorted(paths), "kind": kind}, *[s for s in moved if s.get("sites") or s.get("compact")]]
+    moved = [_followed(s, new) for s in rest]
+    kept = [s for s in moved if s.get("sites", s.get("compact", True))]
+    return [*whole, {"compact": sorted(paths), "kind": kind}, *kept]
+
+
+def _followed(step: Step, new: dict[str, str | None]) -> Step:
+    """A step with what it names under the new names."""
+    step = {**step, **{k: _renamed(step[k], new) for k in ("sites", "compact") if k in step}}
+    if "removed" in step:
+        tables = {k: _keys(v, new) if isinstance(v, dict) else v for k, v in step["removed"].items()}
+        return {**step, "removed": tables}
+    return step
+
+
+def _keys(table: dict[str, Any], new: dict[str, str | None]) -> dict[str, Any]:
+    return {name: value for old, value in table.items() if (name := _moved(old, new)) is not None}
 
 
 def _names(paths: list[str], orders: dict[str, list[str]]) -> dict[str, str | None]:

@@ -38,6 +38,17 @@ def shell(forward: Callable[..., Any], call: Call) -> fx.Graph:
     return graph
 
 
+def uncalled(graph: fx.Graph) -> None:
+    """Leave out the module's own call where a gate has taken its place; for modules that return a tensor and nothing else."""
+    own: fx.Node = next(n for n in graph.nodes if n.target == OWN)
+    if any(user.target is not with_first for user in own.users):
+        return
+    for user in list(own.users):
+        user.replace_all_uses_with(user.args[1])  # type: ignore[arg-type]
+        graph.erase_node(user)
+    graph.erase_node(own)
+
+
 def door(forward: Callable[..., Any], graph: fx.Graph, side: str) -> fx.Node | None:
     """The node of a shell that holds the module's first tensor argument ("in") or the first tensor it returns ("out")."""
     own: fx.Node = next(n for n in graph.nodes if n.target == OWN)

@@ -22,13 +22,14 @@ from gatec.capture.loading import load
 from gatec.capture.outside import variable
 from gatec.capture.patches import answers
 from gatec.capture.record import Call
-from gatec.capture.shell import OWN, shell
+from gatec.capture.shell import OWN, shell, uncalled
 from gatec.capture.structure import flatten, frozen
 from gatec.capture.tracer import trace
 from gatec.capture.values import Value
 from gatec.errors import GatecError, Refused
 
 LIMIT = 16  # graphs per module; more means that a decision keeps changing
+BARE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # return a tensor and nothing else
 
 
 @dataclass
@@ -120,6 +121,8 @@ class Unit:
 
     def enclose(self, call: Call, graph: fx.Graph) -> Captured:
         key = spread(call.args, call.kwargs)[1]
+        if self.original in BARE:
+            uncalled(graph)
         self.shells[key] = compiled(graph)
         return self.shells[key]
 

@@ -14,7 +14,7 @@ from unittest import mock
 
 import numpy as np
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from gatec.capture.guards import INPLACE
 from gatec.capture.structure import PLAIN
@@ -76,7 +76,8 @@ class Value(fx.Proxy):
         if isinstance(self.example, Tensor):
             return int(self.tracer.decide(self.size(0)))
         name = self.node.target if isinstance(self.node.target, str) else getattr(self.node.target, "__name__", "")
-        if type(self.example) in (tuple, list) and (name in MANY or name.startswith("split")):
+        many = type(self.example) in (tuple, list) and (name in MANY or name.startswith("split"))
+        if many and not cuts_features(self.node, self.tracer.root):
             return int(self.tracer.decide(self.tracer.call(builtins.len, self)))
         return len(self.example)
 
@@ -253,3 +254,13 @@ OURS = (
     contextlib.__file__,
     "<",
 )
+
+
+def cuts_features(node: fx.Node, root: nn.Module) -> bool:
+    """Whether a node cuts the outputs of a linear layer into pieces: how many these are settles the layer's weight."""
+    source = node.args[0] if node.args else None
+    dim = node.kwargs.get("dim", node.args[2] if len(node.args) > 2 else 0)
+    layer = (
+        root.get_submodule(str(source.target)) if isinstance(source, fx.Node) and source.op == "call_module" else None
+    )
+    return bool(dim == -1) and isinstance(layer, nn.Linear)

@@ -9,35 +9,41 @@ from torch import nn
 from gatec.compaction import blocks, hidden, rows
 from gatec.errors import GatecError
 from gatec.onnx.flat import evaluating
-from gatec.pipeline import all_or_nothing, copied, prepare
+from gatec.pipeline import all_or_nothing, prepare
 from gatec.program import Edit
+from gatec.pruning import has_gates, narrow
 from gatec.report import Report, attach
 from gatec.shrink import closing
-from gatec.verify import distance, forward
+from gatec.verify import copied, distance, forward
 
 Model = TypeVar("Model", bound=nn.Module)
 KINDS = (blocks.KIND, hidden.KIND, rows.KIND)  # blocks first: what is left of the model then has its last names
 
 
 def compact(model: Model, inputs: Any = None) -> Model:
-    """A copy of `model` without the hidden units, blocks and rows of embeddings that gates have closed, and without those gates.
+    """A copy of `model` without what gates have closed, and without those gates: channels, heads and widths (`gatec.prune`),
+    hidden units, blocks and rows of embeddings (passes).
 
     Equal to the gated model up to rounding (measured, in float64 where it fits: 1e-12 relative; without its closed
     blocks it is equal to the bit), or a gate is left as it is, with the reason in `gatec.report(result)`.
     """
     model = copied(model)
-    if not any(closing(model, kind.name) for kind in KINDS):
+    kinds = [kind for kind in KINDS if closing(model, kind.name)]
+    if not kinds and not has_gates(model):
         raise GatecError(
             "a model with pruning gates", found=f"none in {type(model).__name__}", hint='gatec.convert(model, "prune")'
         )
+    edits, moved = list[Edit](), 0.0
     with evaluating(model), all_or_nothing() as undo:
-        gated, edits = prepare(model, inputs), list[Edit]()
-        for kind in KINDS:
-            found = closing(model, kind.name)
-            if found:
+        if has_gates(model):
+            edits, moved = narrow(model, inputs, undo)
+        if kinds:
+            gated = prepare(model, inputs)
+            for kind in kinds:
+                found = closing(model, kind.name)
                 edits += kind.take(prepare(model, inputs) if edits else gated, found, undo)
+            moved = max(moved, distance(forward(model, gated), gated.calls[""][0].output))
         if not any(e.verdict == "put" for e in edits):
             raise GatecError("a unit that can be compacted", found="; ".join(f"{e.site}: {e.why}" for e in edits[:4]))
-        moved = distance(forward(model, gated), gated.calls[""][0].output)
         attach(model, Report(tuple(edits), moved), undo)
     return model

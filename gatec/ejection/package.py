@@ -24,13 +24,13 @@ from gatec.kernel import Kernel
 from gatec.lower import Fusion, Lowered, placed
 from gatec.making import Made
 from gatec.match.terms import join
-from gatec.pipeline import copied as model_copy
 from gatec.pipeline import prepare
 from gatec.program import Program
 from gatec.recognise import finds
 from gatec.regions import Region, regions
 from gatec.rewrite import copied
 from gatec.tidy import examples
+from gatec.verify import copied as model_copy
 
 ALONE = ("pointwise", "row")  # anchors whose kernels need nothing but their operands
 

@@ -10,6 +10,7 @@ from gatec.moe.health import Health, health, watching
 from gatec.moe.mixture import mixture
 from gatec.moe.native import upcycle
 from gatec.moe.pairs import Pairs, pairs_of
+from gatec.moe.pooled import Pooled
 from gatec.moe.router import ROUTERS, Router, router, router_named
 from gatec.moe.standin import StandIn
 
@@ -17,6 +18,7 @@ __all__ = [
     "ROUTERS",
     "Health",
     "Pairs",
+    "Pooled",
     "Router",
     "StandIn",
     "calibrate",

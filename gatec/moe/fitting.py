@@ -2,58 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from rich.console import Console
+from rich.progress import track
 from torch import Tensor, nn
 from torch._subclasses import FakeTensor
 
 from gatec.capture import unit_of, untouched
 from gatec.errors import GatecError
-from gatec.inputs import batches, example_inputs
+from gatec.inputs import batches
+from gatec.moe.blocks import Reached
 from gatec.moe.fitted import Fit, Options
 from gatec.moe.resuming import keep, kept, keyed
 from gatec.moe.router import Router
 from gatec.moe.splits import Split
+from gatec.moe.streaming import Stream, drawn
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
-class Reached(Exception):
-    """The layer that is being fitted was reached: what comes after it is not needed."""
+BATCHES = 256  # of the data that are kept, drawn from all of them alike where there are more
 
 
 def calibrate(
     model: Model, data: Iterable[Any], *, steps: int = 1000, rate: float = 1e-2, tokens: int = 32768,
     active: float | None = None, seed: int = 0, folder: str | Path | None = None,
-    progress: Callable[[str], Any] | None = None,
+    progress: Callable[[str], Any] | bool = False,
 ) -> Model:  # fmt: skip
     """Fit the routers of a converted model, in place: `convert(model, "moe", ...)`, then this.
 
     A router learns how far each expert's output is from what stands in for it; a stand-in (`stand_in=True` of the pass) is
-    solved for, a dynamic router's threshold searched. Only one layer's activations are held at a time.
+    solved for, a dynamic router's threshold searched. The data is gone through once. Where blocks stand in a row, as in most
+    models, each runs twice for every batch, and what is kept of a batch is what flows from one block to the next; what
+    stands outside of a row is reached by running the model from its start again.
 
-    data      batches as `convert` takes inputs
+    data      batches as `convert` takes inputs; of more than 256, so many are kept, drawn from all alike
     steps     of Adam for each router, with the learning rate `rate`
     tokens    how many are held of a layer's inputs, drawn from all batches alike
     active    the average share of experts that dynamic routers are to run; by default top_k / experts
+    progress  called with each layer's name; True shows a bar on stderr
     folder    keeps each layer's result, so that an interrupted fit resumes: equal weights, data and options are not fitted again
     """
     options = Options(steps, rate, active, seed)
-    given = list(batches(data))
+    given = drawn(batches(data), BATCHES, seed)
     if not given:
         raise GatecError("batches to fit routers on", found="none", hint="gatec.calibrate(model, [batch, ...])")
     before = ""
     training = {module: module.training for module in model.modules()}
     try:
         model.eval()
-        for site in sites(model):
-            if progress:
-                progress(site.name)
-            x = inputs(model, site, given, tokens, seed)
+        stream = Stream(model, given)
+        for site in told(sites(model), progress):
+            x = inputs(stream, site, tokens, seed)
             before = keyed(site, x, options, before)
             fit(site, x, options, Path(folder) if folder is not None else None, before)
     finally:
@@ -86,10 +91,22 @@ def sites(model: nn.Module) -> list[Split]:
     return found
 
 
-def inputs(model: nn.Module, site: Split, given: list[Any], tokens: int, seed: int) -> Tensor:
+def told(found: list[Split], progress: Callable[[str], Any] | bool) -> Iterator[Split]:
+    """The layers, each announced before it is fitted."""
+    if progress is True:
+        screen = Console(stderr=True)
+        yield from track(found, "routers", console=screen, transient=True, disable=not screen.is_terminal)
+        return
+    for site in found:
+        if callable(progress):
+            progress(site.name)
+        yield site
+
+
+def inputs(stream: Stream, site: Split, tokens: int, seed: int) -> Tensor:
     """What flows into the layer: at most `tokens` rows, as many of each batch."""
     seen: list[Tensor] = []
-    share = -(-tokens // len(given))
+    share = -(-tokens // len(stream.given))
     draw = torch.Generator().manual_seed(seed)
 
     def take(_: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -99,11 +116,13 @@ def inputs(model: nn.Module, site: Split, given: list[Any], tokens: int, seed: i
         seen.append(args[0].detach()[rows.to(args[0].device)].clone())
         raise Reached
 
+    calls = stream.calls(site.router)
     handle = site.router.register_forward_pre_hook(take)
     try:
-        with torch.no_grad(), untouched(model):
-            for batch in given:
-                _reach(model, batch)
+        with torch.no_grad(), untouched(stream.model):
+            for call in calls:
+                with suppress(Reached):
+                    call()
     finally:
         handle.remove()
     if not seen:
@@ -114,9 +133,3 @@ def inputs(model: nn.Module, site: Split, given: list[Any], tokens: int, seed: i
         raise GatecError("finite activations of the calibration data", found="NaN or infinity", where=site.name,
                          hint="look at the batches, or run the model in float32")  # fmt: skip
     return x
-
-
-def _reach(model: nn.Module, batch: Any) -> None:
-    args, kwargs = example_inputs(model, batch)
-    with suppress(Reached):
-        model(*args, **kwargs)

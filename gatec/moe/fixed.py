@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gatec.errors import GatecError
-from gatec.moe.router import Router, bits, router, scorer
+from gatec.moe.router import Router, bits, router, scorer, summed
 
 
 @router("softmax")
@@ -56,10 +56,40 @@ class Sigmoid(Router):
     def count(self, weight: Tensor) -> None:
         super().count(weight)
         if self.training:
-            load = (weight != 0).sum(0).float()
-            if torch.distributed.is_available() and torch.distributed.is_initialized():
-                torch.distributed.all_reduce(load)
+            load = summed((weight != 0).sum(0).float())
             self.bias += self.rate * torch.sign(load.mean() - load)
+
+
+@router("capped")
+class Capped(Softmax):
+    """The largest of softmax(scores) among experts that are open: in training one is closed while its running share is
+    above (1 + threshold) times the mean, and chosen only where fewer than `top_k` are open.
+    Pavlitska et al. 2022, "hard constraint", https://arxiv.org/abs/2204.10598
+    """
+
+    importance: Tensor
+    threshold = 0.5
+    decay = 0.9  # of the running share, for each batch
+
+    def build(self, width: int, hidden: int, like: dict[str, Any]) -> None:
+        super().build(width, hidden, like)
+        even = torch.full((self.experts,), 1 / self.experts, dtype=torch.float32, device=like.get("device"))
+        self.register_buffer("importance", even)
+
+    def route(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        if not self.training:
+            return super().route(logits)
+        closed = self.importance > (1 + self.threshold) * self.importance.mean()
+        share = torch.softmax(logits, -1)
+        chosen = torch.topk(torch.where(closed, share - 1, share), self.top_k, -1).indices
+        return chosen, self.counted(share.gather(-1, chosen))
+
+    @torch.no_grad()
+    def count(self, weight: Tensor) -> None:
+        super().count(weight)
+        if self.training:
+            load = summed(weight.sum(0).to(self.importance.dtype))
+            self.importance.lerp_(load / load.sum().clamp_min(1), 1 - self.decay)
 
 
 @router("noisy")

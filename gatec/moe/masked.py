@@ -23,7 +23,7 @@ class ExpertChoice(Router):
 
     def route(self, logits: Tensor) -> Tensor:
         scores = torch.softmax(logits, -1)
-        room = -(-len(logits) * self.top_k // self.experts)
+        room = (len(logits) * self.top_k + self.experts - 1) // self.experts  # in ONNX, division rounds towards zero
         taken = torch.topk(scores, room, 0).indices
         return self.counted(scores, torch.zeros_like(scores).scatter(0, taken, 1.0))
 

@@ -36,8 +36,8 @@ def mixture(site: Site, x: Any, act: Any, route: Any, router: Any, first: int = 
         y = y + F.linear(inner, down.weight_node()[:, :first])
     if stand_in is not None:
         y = y + stand_in(flat, routed)
-    bias = down.bias_node()
-    y = (y if bias is None else y + bias).unflatten(0, x.shape[:-1])
+    bias, y = down.bias_node(), y.unflatten(0, x.shape[:-1])
+    y = y if bias is None else y + bias  # behind the view: what a module gives is better a tensor of its own
     return y.movedim(-1, -1 - up.positions) if up.positions else y
 
 

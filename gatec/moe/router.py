@@ -143,6 +143,13 @@ def scorer(width: int, out: int, hidden: int, like: dict[str, Any], seed: int = 
         return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, out)).to(**like)
 
 
+def summed(load: Tensor) -> Tensor:
+    """Over all processes."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(load)
+    return load
+
+
 def gumbel(like: Tensor) -> Tensor:
     """Noise that makes the largest of logits + noise a draw from their softmax."""
     return -torch.empty_like(like).exponential_().log()

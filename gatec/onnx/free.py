@@ -11,7 +11,7 @@ from gatec.errors import GatecError
 from gatec.onnx.axes import Axis, Tensors, axes_of, resized
 from gatec.onnx.flat import Flat
 from gatec.onnx.remedies import Remedy, chain, remedied
-from gatec.onnx.translate import quiet, traced, translated
+from gatec.onnx.translate import Target, quiet, traced, translated
 
 CONSTANT = re.compile(r"L\['tensors'\]\[(\d+)\]\.size\(\)\[(\d+)\] as dynamic but your code specialized")
 
@@ -45,7 +45,7 @@ def accepts(run: Callable[..., Any], tensors: Tensors, axis: Axis, step: int) ->
     return True
 
 
-def attempted(flat: Flat, tensors: Tensors, axes: list[Axis], opset: int) -> tuple[ir.Model, list[Axis], list[str]]:
+def attempted(flat: Flat, tensors: Tensors, axes: list[Axis], target: Target) -> tuple[ir.Model, list[Axis], list[str]]:
     """Trace with as many sizes free as will go; notes say which were lost."""
     remedies: list[Remedy] = []
     certain = [a for a in axes if a.kind != "length"]
@@ -53,7 +53,7 @@ def attempted(flat: Flat, tensors: Tensors, axes: list[Axis], opset: int) -> tup
     failures: list[Exception] = []
     while waiting:
         rung = waiting.pop(0)
-        made = remedied_until_it_traces(flat, tensors, rung, opset, remedies)
+        made = remedied_until_it_traces(flat, tensors, rung, target, remedies)
         if isinstance(made, ir.Model):
             lost = [f"{a.name} stays {a.size}: tracing ties it down" for a in certain if a not in rung]
             return made, rung, [*(r.note for r in remedies), *lost]
@@ -86,11 +86,11 @@ def unheld(flat: Flat, tensors: Tensors, axes: list[Axis]) -> list[Axis]:
 
 
 def remedied_until_it_traces(
-    flat: Flat, tensors: Tensors, axes: list[Axis], opset: int, tried: list[Remedy]
+    flat: Flat, tensors: Tensors, axes: list[Axis], target: Target, tried: list[Remedy]
 ) -> ir.Model | Exception:
     while True:
         try:
-            return translated(flat, tensors, axes, opset)
+            return translated(flat, tensors, axes, target)
         except GatecError:
             raise
         except Exception as error:

@@ -7,6 +7,7 @@ import logging
 import re
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import onnx_ir as ir
@@ -17,7 +18,9 @@ from onnx_ir.passes import common
 from gatec.errors import GatecError
 from gatec.onnx.axes import Axis, Tensors
 from gatec.onnx.cells import whole
+from gatec.onnx.experts import DOMAIN, lowered
 from gatec.onnx.flat import Flat
+from gatec.onnx.mixtures import merge
 from gatec.onnx.operators import GROUPED_OPERATOR, TRANSLATIONS, decomposed, operators_of, present
 from gatec.onnx.remedies import chain
 
@@ -36,11 +39,23 @@ PASSES = (
 MISSING = re.compile(r"No ONNX function found for <OpOverload\(op='(\w+)\.(\w+)', overload='(\w+)'")
 # Where the file says how many of its products run expert by expert.
 GROUPED = "gatec.grouped"
+# And what its mixtures became.
+MIXTURES = "gatec.mixtures"
 
 
-def translated(flat: Flat, tensors: Tensors, axes: list[Axis], opset: int) -> ir.Model:
+@dataclass(frozen=True)
+class Target:
+    """In which operators a file is written: of an opset, or with `merges` onnxruntime's own for mixtures too."""
+
+    opset: int
+    merges: bool = False
+
+
+def translated(flat: Flat, tensors: Tensors, axes: list[Axis], target: Target) -> ir.Model:
     with quiet():
         program = decomposed(traced(flat, tensors, axes))
+        mixtures = merge(program) if target.merges else []
+        program = lowered(program) if mixtures else program
     names = list(flat.named(*tensors.values()))
     try:
         with quiet():
@@ -48,7 +63,7 @@ def translated(flat: Flat, tensors: Tensors, axes: list[Axis], opset: int) -> ir
                 program,
                 input_names=list(tensors),
                 output_names=[name if name not in tensors else f"{name}_out" for name in names],
-                opset_version=opset,
+                opset_version=target.opset,
                 custom_translation_table=present(TRANSLATIONS),
                 optimize=False,
                 verbose=False,
@@ -59,9 +74,10 @@ def translated(flat: Flat, tensors: Tensors, axes: list[Axis], opset: int) -> ir
     assert made is not None
     model: ir.Model = made.model
     model.metadata_props[GROUPED] = str(operators_of(program).count(GROUPED_OPERATOR))
+    model.metadata_props[MIXTURES] = "\n".join(mixtures)
     tidy(model)
     rename_axes(model, axes)
-    check(model, opset)
+    check(model, target)
     return model
 
 
@@ -149,12 +165,12 @@ def renamed(dim: int | ir.SymbolicDim, names: dict[str, str]) -> int | ir.Symbol
     return ir.SymbolicDim(re.sub(r"\w+", lambda word: names.get(word[0], word[0]), str(dim.value)))
 
 
-def check(model: ir.Model, opset: int) -> None:
-    foreign = {n.domain for n in model.graph.all_nodes()} - {"", "ai.onnx"}
+def check(model: ir.Model, target: Target) -> None:
+    foreign = {n.domain for n in model.graph.all_nodes()} - {"", "ai.onnx", *([DOMAIN] if target.merges else [])}
     stamped = model.opset_imports.get("")
-    if foreign or stamped != opset:
+    if foreign or stamped != target.opset:
         raise GatecError(
-            f"a file of standard operators at opset {opset}",
+            f"a file of standard operators at opset {target.opset}",
             found=f"opset {stamped}" + "".join(f", operators of {d}" for d in sorted(foreign)),
             hint="opset=20",
         )

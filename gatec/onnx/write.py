@@ -23,9 +23,10 @@ from gatec.onnx.parity import distance, proven, runtime
 from gatec.onnx.plain import plain
 from gatec.onnx.remedies import FORMS
 from gatec.onnx.sides import Sides
-from gatec.onnx.translate import GROUPED
+from gatec.onnx.translate import GROUPED, MIXTURES, Target
 
 OPSETS = range(18, 26)  # above, the exporter stamps files with an opset that is not theirs
+EXPERTS = ("standard", "ort")
 INLINE = 1_500_000_000  # bytes of weights in the file itself; a protobuf ends at 2 GB
 
 
@@ -39,21 +40,25 @@ def export(
     tolerance: float | None = None,
     static: Sequence[str] = (),
     skip: bool = False,
+    experts: str = "standard",
 ) -> Exported:
     """Write the model as ONNX, run it, and return what was found; raises if they disagree.
 
     `inputs` may be left out where the model says what it eats; `static` names sizes (batch, sequence, height, ...) that
-    are to stay as they are in `inputs`; with `skip`, what a decision on data leaves unused is not computed.
+    are to stay as they are in `inputs`; with `skip`, what a decision on data leaves unused is not computed; with
+    experts="ort", mixtures of experts are onnxruntime's own operator where it computes them.
     """
     runtime()
     if opset not in OPSETS:
         raise GatecError(f"an opset from {OPSETS[0]} to {OPSETS[-1]}", found=str(opset), hint="opset=20")
+    if experts not in EXPERTS:
+        raise GatecError(f"experts as one of {', '.join(EXPERTS)}", found=repr(experts), hint='experts="standard"')
     with evaluating(model):
         inputs = guessed(model) if inputs is None else inputs
         flat, tensors = flatten(model, inputs)
         repeatable(flat, tensors)
         axes, notes = moving(flat, tensors, static)
-        wanted = Wanted(flat, tensors, Path(path), opset, shapes_checked, tolerance, skip)
+        wanted = Wanted(flat, tensors, Path(path), Target(opset, experts == "ort"), shapes_checked, tolerance, skip)
         done, free = held(wanted, flat, axes)
         for form in FORMS if len(free) < len(axes) else ():
             if (other := form.apply(model, inputs)) is None:
@@ -71,7 +76,7 @@ class Wanted:
     flat: Flat
     tensors: Tensors
     path: Path
-    opset: int
+    target: Target
     shapes_checked: int
     tolerance: float | None
     skip: bool
@@ -94,7 +99,7 @@ def held(wanted: Wanted, source: Flat, axes: list[Axis]) -> tuple[Exported, list
 def written(wanted: Wanted, source: Flat, axes: list[Axis]) -> tuple[Exported, list[Axis]]:
     """The file of a traced `source`, proven against what was wanted."""
     path, tensors = wanted.path, resized(wanted.tensors, {a: a.size for a in axes})
-    made, axes, notes = attempted(source, tensors, axes, wanted.opset)
+    made, axes, notes = attempted(source, tensors, axes, wanted.target)
     with tempfile.TemporaryDirectory(dir=path.resolve().parent) as folder:
         sides, unskipped = decided(made, Path(folder)) if wanted.skip else (None, [])
         file = saved(made, Path(folder) / path.name)
@@ -106,7 +111,9 @@ def written(wanted: Wanted, source: Flat, axes: list[Axis]) -> tuple[Exported, l
             part.replace(path.parent / part.name)
     operators = dict(Counter(node.op_type for node in made.graph.all_nodes()))
     said = tuple(notes + hidden + sparse(made) + unskipped)
-    done = Exported(path, wanted.opset, size, operators, labels(made), rows, said, sides.report() if sides else ())
+    done = Exported(
+        path, wanted.target.opset, size, operators, labels(made), rows, said, sides.report() if sides else ()
+    )
     return done, axes
 
 
@@ -157,7 +164,7 @@ def labels(model: ir.Model) -> dict[str, tuple[str, ...]]:
 
 
 def sparse(model: ir.Model) -> list[str]:
-    products = model.metadata_props[GROUPED]
+    mixtures, products = model.metadata_props[MIXTURES].splitlines(), model.metadata_props[GROUPED]
     if products == "0":
-        return []
-    return [f"routing runs sparse: each expert of {products} grouped products sees its tokens only"]
+        return mixtures
+    return [*mixtures, f"routing runs sparse: each expert of {products} grouped products sees its tokens only"]

@@ -12,7 +12,8 @@ from torch import Tensor, fx, nn
 from gatec.capture import Call
 from gatec.errors import Refused
 from gatec.grouped import grouped_linear
-from gatec.parallel.exchange import along, back, evened, held, pick, send
+from gatec.parallel.exchange import along, back, evened, held, pick, send, shared
+from gatec.parallel.layout import Layout, View, common, layout_of, view
 from gatec.tidy import dead
 
 
@@ -30,20 +31,29 @@ class Exchange:
         if not any(n.target is grouped_linear for n in graph.nodes):
             return  # a call that does not come by the experts
         cut = Cut.of(graph)
+        layouts, common = cut.layouts, cut.common
         with graph.inserting_before(cut.products[0]):
-            sent = graph.call_function(send if self.apart else pick, (cut.rows, cut.ends, cut.products[0].args[1]))
+            one = graph.get_attr(next(iter(layouts)))
+            how = (cut.rows, cut.ends, one, layouts[str(one.target)])
+            sent = graph.call_function(send if self.apart else pick, how)
             rows, ends, expert, way = (graph.call_function(operator.getitem, (sent, i)) for i in range(4))
         moved = {cut.rows: rows, cut.ends: ends}
         for node in cut.inside:
             for operand in node.all_input_nodes:
                 if operand in cut.stacked:
-                    moved[operand] = self._held(graph, node, cut, operand, expert)
+                    moved[operand] = self._held(graph, node, cut.stacked[operand], layouts, operand, expert)
                 elif operand in cut.beside and operand not in moved:
                     with graph.inserting_before(node):
                         moved[operand] = graph.call_function(along, (operand, way))
             node.args, node.kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: moved.get(n, n))
+        for node, found in common:
+            with graph.inserting_after(node):
+                weight = graph.get_attr(found.name)
+            with graph.inserting_after(weight):
+                whole = graph.call_function(shared, self._how(weight, layouts, found))
+            node.replace_all_uses_with(whole)
         if self.apart:
-            even(graph, cut)
+            even(graph, layouts)
         with graph.inserting_after(cut.products[-1]):
             home = graph.call_function(back, (cut.products[-1], way))
         cut.products[-1].replace_all_uses_with(home, delete_user_cb=lambda user: user is not home)
@@ -56,17 +66,27 @@ class Exchange:
     def loads(self, module: nn.Module, state: dict[str, Any], prefix: str) -> None:
         """Shards are loaded as they are."""
 
-    def _held(self, graph: fx.Graph, before: fx.Node, cut: Cut, operand: fx.Node, expert: fx.Node) -> fx.Node:
+    def _held(self, graph: fx.Graph, before: fx.Node, value: fx.Node, layouts: dict[str, Layout], operand: fx.Node,
+              expert: fx.Node) -> fx.Node:  # fmt: skip
         """A stacked operand as this process has it; one row of it for each token, where it was indexed so."""
-        share = 1 / self.processes if self.apart else 1.0
+        found = view(value)
         with graph.inserting_before(before):
-            own = graph.call_function(held, (cut.stacked[operand], share))
-            return own if operand is cut.stacked[operand] else graph.call_function(operator.getitem, (own, expert))
+            own = graph.call_function(held, self._how(graph.get_attr(found.name), layouts, found))
+            return own if operand is value else graph.call_function(operator.getitem, (own, expert))
+
+    def _how(self, weight: fx.Node, layouts: dict[str, Layout], found: View) -> tuple[Any, ...]:
+        layout = layouts[found.name]
+        return (
+            weight,
+            layout,
+            found.first // (found.size // layout.parts),
+            found.last,
+            1 / self.processes if self.apart else 1.0,
+        )
 
 
-def even(graph: fx.Graph, cut: Cut) -> None:
+def even(graph: fx.Graph, sharded: dict[str, Layout]) -> None:
     """Parameters of the module that every process has get the mean of the processes' gradients, as the experts do."""
-    sharded = cut.parameters
     for node in [n for n in graph.nodes if n.op == "get_attr" and n.target not in sharded]:
         with graph.inserting_after(node):
             holder = graph.get_attr(next(iter(sharded)))
@@ -109,18 +129,23 @@ class Cut:
         return cls(rows, ends, products, inside, stacked, beside - {*stacked})
 
     @property
-    def experts(self) -> int:
-        return int(_node(self.products[0].args[1]).meta["val"].shape[0])
+    def layouts(self) -> dict[str, Layout]:
+        """The parameters that hold the experts, and how."""
+        views: dict[str, set[View]] = {}
+        for value in self.stacked.values():
+            found = view(value)
+            views.setdefault(found.name, set()).add(found)
+        layouts = {name: layout_of(found) for name, found in views.items()}
+        if len({(v.blocks, v.shared) for v in layouts.values()}) > 1:
+            raise Refused("its layers do not have the same number of blocks")
+        return layouts
 
     @property
-    def parameters(self) -> dict[str, int]:
-        """The parameters that hold the experts, and the dimension in which these lie one after another."""
-        origins = dict(map(_origin, self.stacked.values()))
-        found = {str(node.target): dim for node, dim in origins.items()}
-        for node in self.rows.graph.nodes:
-            if node.op == "get_attr" and node.target in found and origins.get(node) != found[str(node.target)]:
-                raise Refused(f"{node.target} is read outside of its experts, or cut into experts in two ways")
-        return found
+    def common(self) -> list[tuple[fx.Node, View]]:
+        """What is read of these parameters for every token: the experts that all share."""
+        layouts, inside = self.layouts, _leading(*self.stacked.values())
+        nodes = [n for n in self.rows.graph.nodes if n.op == "get_attr" and n.target in layouts and n.users]
+        return [common(n, layouts[str(n.target)]) for n in nodes if n not in inside]
 
 
 def _stacked(graph: fx.Graph, inside: list[fx.Node], rows: fx.Node, ends: fx.Node) -> Iterator[tuple[fx.Node, fx.Node]]:
@@ -147,29 +172,6 @@ def _beside(value: fx.Node, rows: fx.Node) -> bool:
     return isinstance(mine, Tensor) and mine.ndim == other.ndim and mine.shape[0] == other.shape[0]
 
 
-def _origin(value: fx.Node) -> tuple[fx.Node, int]:
-    """The node of the parameter that a stacked value is a view of, and the dimension of it in which the experts lie."""
-    dim, node = 0, value
-    while node.op != "get_attr":
-        args = node.args[1:]
-        if node.target == "unflatten" and args[0] == dim:
-            pass
-        elif node.target == "permute":
-            dims = args[0] if isinstance(args[0], (tuple, list)) else args
-            dim = int(dims[dim])  # type: ignore[arg-type]
-        elif node.target == "t":
-            dim = 1 - dim
-        elif not _whole(node):
-            raise Refused("its experts are not blocks of whole parameters, one after another")
-        node = _node(node.args[0])
-    return node, dim
-
-
-def _whole(node: fx.Node) -> bool:
-    """Whether a node takes all rows of a tensor."""
-    return node.target is operator.getitem and node.meta["val"].shape == _node(node.args[0]).meta["val"].shape
-
-
 def _reached(graph: fx.Graph, start: list[fx.Node]) -> set[fx.Node]:
     """These nodes and all that is computed from them."""
     found = set(start)
@@ -179,10 +181,10 @@ def _reached(graph: fx.Graph, start: list[fx.Node]) -> set[fx.Node]:
     return found
 
 
-def _leading(node: fx.Node) -> set[fx.Node]:
-    """All that a node is computed from."""
+def _leading(*nodes: fx.Node) -> set[fx.Node]:
+    """All that nodes are computed from."""
     found: set[fx.Node] = set()
-    waiting = [node]
+    waiting = [*nodes]
     while waiting:
         new = set(waiting.pop().all_input_nodes) - found
         found |= new

@@ -1,8 +1,7 @@
 """Rows on their way to experts that other processes hold, and back.
 
 Rows are sorted by expert, as `gatec::grouped_linear` takes them: those of expert e end at ends[e], and what lies behind
-the last end stays at home. A stacked weight
-[E, ...] is a DTensor, sharded by expert over one dimension of a mesh.
+the last end stays at home. Weights are DTensors, sharded by expert over one dimension of a mesh.
 """
 
 from __future__ import annotations
@@ -14,8 +13,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed._functional_collectives import all_to_all_single_autograd
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
+
+from gatec.parallel.layout import Layout
 
 Sent = tuple[Tensor, Tensor, Tensor, Any]  # rows, ends and the expert of each row, as its holder counts; the way back
 
@@ -42,12 +43,13 @@ class Picked:
 
 
 @torch._dynamo.disable  # type: ignore[untyped-decorator]
-def send(rows: Tensor, ends: Tensor, weight: DTensor) -> Sent:
+def send(rows: Tensor, ends: Tensor, weight: DTensor, layout: Layout) -> Sent:
     """Every process has tokens of its own: each row goes to the process that holds its expert."""
     group = weight.device_mesh.get_group()
-    counts = torch.diff(ends, prepend=ends.new_zeros(1)).unflatten(0, (group.size(), -1))
-    coming = torch.empty_like(counts)  # rows from each process for each expert here
+    counts = F.pad(torch.diff(ends, prepend=ends.new_zeros(1)), (layout.shared, 0)).unflatten(0, (group.size(), -1))
+    coming = torch.empty_like(counts)  # rows from each process for each block here
     dist.all_to_all_single(coming, counts.contiguous(), group=group)
+    coming = coming[:, layout.mine(weight.device_mesh)[2] :]  # no row is sent to a shared one
     sent, received = counts.sum(1).tolist(), coming.sum(1).tolist()
     numbers = torch.arange(coming.shape[1], device=coming.device).repeat(group.size())
     expert, order = torch.sort(numbers.repeat_interleave(coming.flatten()), stable=True)
@@ -56,16 +58,14 @@ def send(rows: Tensor, ends: Tensor, weight: DTensor) -> Sent:
 
 
 @torch._dynamo.disable  # type: ignore[untyped-decorator]
-def pick(rows: Tensor, ends: Tensor, weight: DTensor) -> Sent:
+def pick(rows: Tensor, ends: Tensor, weight: DTensor, layout: Layout) -> Sent:
     """Every process has all tokens: each takes the rows of its own experts."""
-    group = weight.device_mesh.get_group()
-    share = len(ends) // group.size()
-    mine = ends[group.rank() * share :][:share]
-    before = F.pad(ends, (1, 0))[group.rank() * share]
-    counts = torch.diff(mine, prepend=before.unsqueeze(0))
-    expert = torch.arange(share, device=ends.device).repeat_interleave(counts)
-    way = Picked(group, int(before), int(mine[-1]), len(rows))
-    return along(rows, way), mine - before, expert, way
+    first, many, common = layout.mine(weight.device_mesh)
+    marks = F.pad(ends, (layout.shared + 1, 0))[first : first + many + 1]
+    counts = torch.diff(marks)[common:]
+    expert = torch.arange(len(counts), device=ends.device).repeat_interleave(counts)
+    way = Picked(weight.device_mesh.get_group(), int(marks[0]), int(marks[-1]), len(rows))
+    return along(rows, way), counts.cumsum(0), expert, way
 
 
 @torch._dynamo.disable  # type: ignore[untyped-decorator]
@@ -92,13 +92,24 @@ def back(out: Tensor, way: Travelled | Picked) -> Tensor:
 
 
 @torch._dynamo.disable  # type: ignore[untyped-decorator]
-def held(weight: DTensor, share: float = 1.0) -> Tensor:
-    """The experts of a stacked weight that this process holds; `share` is the part of their gradient that counts."""
-    here: Tensor = weight.redistribute(placements=[Shard(0)]).to_local()
+def held(weight: DTensor, layout: Layout, part: int, last: bool, share: float) -> Tensor:
+    """The experts of one part of a weight that this process holds; `share` is the part of their gradient that counts."""
+    _, many, common = layout.mine(weight.device_mesh)
+    here = layout.part(weight.to_local(), part, many)[common:]
     if share != 1.0 and here.requires_grad:
         here = here.view_as(here)
         here.register_hook(lambda grad: grad * share)
-    return here
+    return here.movedim(1, -1) if last else here
+
+
+@torch._dynamo.disable  # type: ignore[untyped-decorator]
+def shared(weight: DTensor, layout: Layout, part: int, last: bool, share: float) -> Tensor:
+    """The blocks of one part that every token uses, brought together from the processes that hold them."""
+    first, many, common = layout.mine(weight.device_mesh)
+    blocks = layout.part(weight.to_local(), part, many)[:common]
+    group = weight.device_mesh.get_group()
+    whole: Tensor = Whole.apply(blocks, min(first, layout.shared), layout.shared, share, group)  # type: ignore[no-untyped-call]
+    return whole.flatten(0, 1).movedim(0, -1) if last else whole.flatten(0, 1)
 
 
 @torch._dynamo.disable  # type: ignore[untyped-decorator]
@@ -135,6 +146,22 @@ class Summed(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         return grad, None
+
+
+class Whole(torch.autograd.Function):
+    """Blocks of all processes; where tokens differ (`share` < 1), so do the gradients, and their sum counts."""
+
+    @staticmethod
+    def forward(ctx: Any, blocks: Tensor, first: int, many: int, share: float, group: dist.ProcessGroup) -> Tensor:
+        ctx.own, ctx.share, ctx.group = slice(first, first + len(blocks)), share, group
+        whole = blocks.new_zeros(many, *blocks.shape[1:])
+        whole[ctx.own] = blocks
+        return summed(whole, group)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        whole = grad if ctx.share == 1.0 else summed(grad, ctx.group) * ctx.share
+        return whole[ctx.own], None, None, None, None
 
 
 def summed(x: Tensor, group: dist.ProcessGroup) -> Tensor:

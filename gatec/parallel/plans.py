@@ -6,7 +6,7 @@ from typing import Literal, TypeVar
 
 from torch import fx, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.distributed.tensor.parallel import ParallelStyle, parallelize_module
 
 from gatec.capture import Call, Unit, unit_of
@@ -40,11 +40,11 @@ class Experts(ParallelStyle):
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
         unit, cut = experts_of(module, device_mesh.size())
         exchange = Exchange(device_mesh.size(), self.tokens == "apart")
-        for path, dim in cut.parameters.items():
+        for path, layout in cut.layouts.items():
             owner, _, name = path.rpartition(".")
             held = module.get_submodule(owner)
             old = getattr(held, name)
-            whole = distribute_tensor(old.detach(), device_mesh, [Shard(dim)], src_data_rank=self.src_data_rank)
+            whole = distribute_tensor(old.detach(), device_mesh, [layout.placement], src_data_rank=self.src_data_rank)
             setattr(held, name, nn.Parameter(whole, requires_grad=old.requires_grad))
         for graphs in unit.graphs.values():
             for i, known in enumerate(graphs):
@@ -98,13 +98,14 @@ def experts_of(module: nn.Module, processes: int = 1, path: str = "") -> tuple[U
         raise GatecError("a mixture whose experts lie together", found="experts that are sharded already", where=where)
     try:
         cut = Cut.of(_graphs(unit)[0])
-        parameters = cut.parameters
+        layouts, _ = cut.layouts, cut.common
     except Refused as e:
         raise GatecError("experts that can be dealt out", found=str(e), where=where) from None
-    if cut.experts % processes:
-        raise GatecError(f"experts that {processes} processes share evenly", found=f"{cut.experts} experts", where=where,
+    blocks = next(iter(layouts.values())).blocks
+    if blocks % processes:
+        raise GatecError(f"experts that {processes} processes share evenly", found=f"{blocks} experts", where=where,
                          hint="a mesh whose size divides the number of experts")  # fmt: skip
-    for name in parameters:
+    for name in layouts:
         if isinstance(module.get_parameter(name), DTensor):
             raise GatecError("parameters that are not sharded yet", found=f"a DTensor in {name}", where=where,
                              hint="deal out the experts first, then fully_shard")  # fmt: skip

@@ -18,6 +18,7 @@ from gatec.match.spelling import overwrites
 from gatec.match.terms import storage
 from gatec.recurrence import linear_recurrence
 from gatec.regions.nodes import pointwise
+from gatec.routed import routed_convolution
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def _computes(target: Any) -> bool:
     if isinstance(target, torch._ops.OpOverloadPacket):
         return not any(getattr(target, name)._schema.is_mutable for name in target.overloads())
     own = str(getattr(target, "__module__", None) or "").split(".")[0] in ("torch", "_operator", "math", "builtins", "")
-    own = own or target in (grouped_linear, linear_recurrence)
+    own = own or target in (grouped_linear, linear_recurrence, routed_convolution)
     return isinstance(target, torch._ops.OpOverload) or (own and not isinstance(target, torch._ops.HigherOrderOperator))
 
 

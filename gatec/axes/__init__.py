@@ -1,0 +1,24 @@
+"""Axes: which positions of which dimensions of a model's tensors live and die together."""
+
+from gatec.axes import computing, moving
+from gatec.axes.atoms import Atom, Axis, Fact, flat, leaves, size
+from gatec.axes.computing import KERNEL
+from gatec.axes.places import slots
+from gatec.axes.walk import Walk, evaluating, told, walked
+
+__all__ = [
+    "KERNEL",
+    "Atom",
+    "Axis",
+    "Fact",
+    "Walk",
+    "computing",
+    "evaluating",
+    "flat",
+    "leaves",
+    "moving",
+    "size",
+    "slots",
+    "told",
+    "walked",
+]

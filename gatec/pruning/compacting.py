@@ -1,0 +1,104 @@
+"""Closed channel gates become smaller tensors."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from gatec.axes import evaluating, told
+from gatec.capture import untouched
+from gatec.errors import GatecError
+from gatec.history import forgotten, remember
+from gatec.program import Edit
+from gatec.pruning.gating import GATES, closed
+from gatec.pruning.group import Groups, arguments, groups
+from gatec.pruning.masking import masked, unmask
+from gatec.pruning.plan import Plan, carried_out
+from gatec.pruning.removing import Removal, removal
+from gatec.verify import distance
+
+RUNS = 5  # forwards that are timed, each way
+
+
+def narrow(model: nn.Module, inputs: Any, undo: list[Callable[[], Any]]) -> tuple[list[Edit], float]:
+    """Fold the gates of a model into its weights and remove what is closed, in place; what came of each group, and the drift."""
+    args, kwargs = arguments(model, inputs)
+    masks = {name: np.asarray(mask) for name, mask in closed(model).items()}
+    before, slow = timed(model, args, kwargs)
+    for _, module in list(masked(model)):
+        unmask(module)
+    delattr(model, GATES)
+    found = groups(model, inputs)
+    _known(model, masks, found)
+    whole = {n: _one_left(m) for n, m in masks.items()}
+    wanted = removal(model, whole, args, kwargs)
+    cost = macs(found, Plan()), sum(p.numel() for p in model.parameters())
+    carried_out(model, wanted.plan, undo)
+    after, fast = timed(model, args, kwargs)
+    drift = distance(told(after), told(before))
+    forgotten(model, "channels")
+    if wanted.plan.kept:
+        remember(model, {"removed": wanted.plan.data()}, undo)
+    left = macs(found, wanted.plan), sum(p.numel() for p in model.parameters())
+    words = (
+        f"parameters {cost[1]:,} -> {left[1]:,}, multiplications {cost[0]:,} -> {left[0]:,}, {slow * 1e3:.2f} -> "
+        f"{fast * 1e3:.2f} ms here, drift {wanted.drift:.1e} in float64, {drift:.1e} in its own dtype"
+    )
+    return [
+        *(_edit(n, m, found, wanted) for n, m in masks.items()),
+        Edit("compact", "", "put", words, wanted.drift),
+    ], drift
+
+
+def _known(model: nn.Module, masks: dict[str, Any], found: Groups) -> None:
+    names = {g.name: g for g in found}
+    for name, mask in masks.items():
+        if name not in names or names[name].size != mask.size or names[name].refused:
+            raise GatecError(f"the groups that the gates of {type(model).__name__} were put on",
+                             found=f"no {name} of {mask.size} slots", hint="the model was changed since gatec.prune")  # fmt: skip
+
+
+def _one_left(mask: Any) -> Any:
+    """A dimension keeps one slot, in zeros, where all are closed."""
+    kept = mask.copy()
+    if kept.all():
+        kept[0] = False
+    return kept
+
+
+def _edit(name: str, mask: Any, found: Groups, done: Removal) -> Edit:
+    gone, kind = int(done.closed[name].sum()) if name in done.closed else 0, found[name].kind
+    said = f"{gone} of {mask.size} {kind} removed"
+    if gone < mask.sum():
+        why = done.left.get(name, "one is kept where all are closed")
+        said += f"; {int(mask.sum()) - gone} closed ones stay, in zeros: {why}"
+    return Edit("compact", name, "put" if gone or not mask.any() else "left", said)
+
+
+def macs(found: Groups, plan: Plan) -> int:
+    """Multiplications of parameters with what flows in, in the recorded forward."""
+    shapes = {n: p.shape for n, p in found.walk.learned.items()}
+    share = {
+        name: math.prod(len(at) / shapes[name][dim] for dim, at in dims.items())
+        for name, dims in plan.kept.items()
+        if name in shapes
+    }
+    return round(sum(cost * share.get(name, 1.0) for name, cost in found.walk.macs.items()))
+
+
+@torch.no_grad()
+def timed(model: nn.Module, args: Any, kwargs: Any) -> tuple[Any, float]:
+    """The model's output in eval mode, and the seconds of its fastest forward."""
+    with evaluating(model), untouched(model):
+        out, best = model(*args, **kwargs), math.inf
+        for _ in range(RUNS):
+            start = time.perf_counter()
+            model(*args, **kwargs)
+            best = min(best, time.perf_counter() - start)
+    return out, best

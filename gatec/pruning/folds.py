@@ -1,0 +1,74 @@
+"""A factor that stands for the scale of an attention whose heads have become narrower, folded into its queries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from gatec.axes import Atom, Walk, leaves, slots
+from gatec.pruning.keeping import Closed, kept
+
+FACTS = ("scaled", "dotted")
+
+
+@dataclass(frozen=True)
+class Fold:
+    """`rows` of parameters (name, dimension, positions after the cut) times `factor`."""
+
+    rows: tuple[tuple[str, int, tuple[int, ...]], ...]
+    factor: float
+
+    @torch.no_grad()
+    def take(self, model: nn.Module, undo: list[Callable[[], Any]]) -> None:
+        for name, dim, at in self.rows:
+            value = model.get_parameter(name)
+            factor = torch.ones(value.shape[dim], dtype=value.dtype, device=value.device)
+            factor[list(at)] = self.factor
+            shape = [-1 if n == dim else 1 for n in range(value.dim())]
+            before = value.detach().clone()
+            value.mul_(factor.reshape(shape))
+            undo.append(partial(value.data.copy_, before))
+
+
+def folds(path: str, walk: Walk, closed: Closed) -> Iterator[Fold]:
+    """Rows below a module that may be those of its queries, for every axis of queries that has become narrower there.
+
+    A scale of 1 / sqrt(d) that follows the width turns d into d': queries times sqrt(d' / d) undo it.
+    """
+    for atom in closed:
+        if not any(f.kind in FACTS and f.where == path for f in atom.facts):
+            continue
+        factor = float((1 - closed[atom].mean()) ** 0.5)
+        owners: dict[str, list[tuple[str, int]]] = {}
+        for name, dims in walk.tensors.items():
+            for dim, axes in enumerate(dims):
+                if atom in set(leaves(axes)) and name.startswith(f"{path}." if path else ""):
+                    owners.setdefault(name.rpartition(".")[0], []).append((name, dim))
+        for own in owners.values():
+            yield from _parts(own, atom, walk, closed, factor)
+
+
+def _parts(own: list[tuple[str, int]], atom: Atom, walk: Walk, closed: Closed, factor: float) -> Iterator[Fold]:
+    """All rows of one layer, or those of one of the things that it computes at once."""
+    learned = dict(walk.model.named_parameters())
+    tables = {(name, dim): slots(walk.tensors[name][dim])[atom] for name, dim in own if name in learned}
+    if not tables:
+        return
+    times = min(t.shape[1] for t in tables.values())
+    chosen = [np.ones(times, bool)]
+    chosen += [np.arange(times) % 3 == 0] if times % 3 == 0 else []
+    chosen += [np.arange(times) < n for n in sorted({times // 3, times // 2, *range(1, times)}) if 0 < n < times]
+    for columns in chosen:
+        rows = []
+        for (name, dim), table in tables.items():
+            order = np.sort(table, 1)[:, : len(columns)][:, columns].flatten()
+            left = kept(walk.tensors[name][dim], closed)
+            now = {old: new for new, old in enumerate(left)} if left is not None else {}
+            rows.append((name, dim, tuple(now[int(n)] for n in order if int(n) in now)))
+        yield Fold(tuple(rows), factor)

@@ -1,0 +1,129 @@
+"""prune(): a gate on every group of slots of a model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gatec.axes import walked
+from gatec.errors import GatecError
+from gatec.history import remember
+from gatec.pruning.forms import ChannelGate
+from gatec.pruning.forms import form as form_named
+from gatec.pruning.group import Group, Groups, found_in, groups
+from gatec.pruning.masking import Mask, mask
+from gatec.pruning.plan import owners
+from gatec.verify import copied, filled
+
+Model = TypeVar("Model", bound=nn.Module)
+GATES = "channel_gates"
+
+
+class ChannelGates(nn.ModuleDict):
+    """The gates of a model by group, and what each of its parameters costs: (numbers, multiplications)."""
+
+    costs: dict[str, tuple[int, int]]
+
+    def forward(self, x: Any) -> Any:
+        """Nothing: where the model is a chain of its children, they stand in it."""
+        return x
+
+
+def prune(
+    model: Model,
+    inputs: Any = None,
+    *,
+    form: str = "hard",
+    kinds: Collection[str] | None = None,
+    only: str | None = None,
+) -> Model:
+    """A copy of `model` with one trainable gate per channel, head, head dimension or feature of the residual stream.
+
+    form     hard (straight-through step), hard_concrete (L0) or scale (slimming); all are 1 at birth
+    kinds    which groups: channels, heads, head dims, groups, residual; all of them by default
+    only     a regular expression over names of groups
+
+    The gates stand in `model.channel_gates`; every parameter that has a slot's positions is seen through them, so that a
+    closed slot is zero wherever it is read. The names of the model's own parameters do not change. Raises GatecError where
+    no group can be pruned; `print(gatec.groups(model))` says why.
+    """
+    form_named(form)
+    if has_gates(model):
+        raise GatecError("a model without channel gates", found=f"gates in {type(model).__name__}",
+                         hint="gatec.compact(model) decides them first")  # fmt: skip
+    model = copied(model)
+    filled(model)
+    found = groups(model, inputs)
+    chosen = [g for g in found.free if (kinds is None or g.kind in kinds) and (only is None or re.search(only, g.name))]
+    if not chosen:
+        raise GatecError(f"a group of {type(model).__name__} to prune", found=_refusals(found),
+                         hint="print(gatec.groups(model)) says why")  # fmt: skip
+    _put(model, form, chosen, found)
+    remember(model, {"channels": {"form": form, "groups": [g.name for g in chosen]}}, [])
+    return model
+
+
+def gated_again(model: Model, step: dict[str, Any], arguments: Any) -> Model:
+    """The gates of a saved model, in place; their values come from its checkpoint."""
+    wanted = set(step["channels"].get("groups", ()))
+    found = found_in(model, walked(model, *arguments))
+    chosen = [g for g in found.free if g.name in wanted]
+    if len(chosen) != len(wanted):
+        missing = sorted(wanted - {g.name for g in chosen})
+        raise GatecError(f"the gated groups of {type(model).__name__}", found=f"none at {missing[0]}",
+                         hint="load into a fresh model of the same configuration")  # fmt: skip
+    _put(model, str(step["channels"].get("form")), chosen, found)
+    remember(model, step, [])
+    return model
+
+
+def _put(model: nn.Module, form: str, chosen: list[Group], found: Groups) -> None:
+    gates, kind = ChannelGates(), form_named(form)
+    sizes = {n: p.numel() for n, p in model.named_parameters()}
+    gates.costs = {n: (size, found.walk.macs.get(n, 0)) for n, size in sizes.items()}
+    for group in chosen:
+        like = found.walk.learned[group.learned[0].name]
+        gate = kind(group.size, group.name, dtype=like.dtype, device=like.device).train(model.training)
+        gates[group.name.replace(".", "/")] = gate
+        _gated(model, group, gate, found)
+    model.add_module(GATES, gates)
+
+
+def has_gates(model: nn.Module) -> bool:
+    return isinstance(model._modules.get(GATES), ChannelGates)
+
+
+def _refusals(found: Groups) -> str:
+    said = [f"{g.name} ({g.kind}): {g.refused or 'not chosen'}" for g in found]
+    return "; ".join(said[:3]) or "no group at all"
+
+
+def _gated(model: nn.Module, group: Group, gate: ChannelGate, found: Groups) -> None:
+    """Readers see the gate's factors, the rest only what is closed; without a reader, all see the factors."""
+    reads = [found.walk.reads(m.name, m.dim) for m in group.learned]
+    for member, read in zip(group.learned, reads, strict=True):
+        value = found.walk.learned[member.name]
+        index = torch.full((value.shape[member.dim],), group.size, dtype=torch.long)
+        for slot, at in enumerate(member.at):
+            index[torch.from_numpy(np.ascontiguousarray(at))] = slot
+        for module, name in owners(model, member.name):
+            mask(module, name, [Mask(gate, member.dim, index, read or not any(reads))])
+
+
+def channel_gates(model: nn.Module) -> dict[str, ChannelGate]:
+    """The gates of a pruned model by the name of their group."""
+    if not has_gates(model):
+        raise GatecError(
+            "a model with channel gates", found=f"none in {type(model).__name__}", hint="gatec.prune(model, inputs)"
+        )
+    return {g.group: g for g in model.get_submodule(GATES).children() if isinstance(g, ChannelGate)}
+
+
+def closed(model: nn.Module) -> dict[str, Tensor]:
+    """Which slots of each gated group are closed."""
+    return {name: gate.closed().cpu() for name, gate in channel_gates(model).items()}

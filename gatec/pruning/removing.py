@@ -1,0 +1,132 @@
+"""Slots taken out of a model exactly: what goes, what must change with it, and what has to stay, in words."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from gatec.axes import Atom, Axis, Walk, leaves, size, told, walked
+from gatec.pruning.exact import exactly
+from gatec.pruning.group import Groups, found_in
+from gatec.pruning.keeping import Closed, left
+from gatec.pruning.plan import Plan
+from gatec.pruning.solving import Outputs, Solver, Unsolved, recorded
+from gatec.verify import distance
+
+Masks = Mapping[str, NDArray[np.bool_]]
+RANKS = ("head dims", "groups", "heads", "channels", "residual")  # what is given up first where not everything can go
+
+
+@dataclass
+class Removal:
+    """The plan, the slots that it removes by group, those that stay although they are closed and why, and the drift."""
+
+    plan: Plan
+    closed: dict[str, NDArray[np.bool_]]
+    left: dict[str, str] = field(default_factory=dict)
+    drift: float = 0.0
+
+
+def removal(model: nn.Module, closed: Masks, args: Any, kwargs: Any, *, exact: float = 1e-12) -> Removal:
+    """How to remove the `closed` slots of a model, whose parameters are zero there, so that it computes the same.
+
+    Everything is tried on copies in float64; a group that something counts on stays, in zeros.
+    """
+    model = copy.deepcopy(model).double().eval()
+    args, kwargs = tree_map_only(Tensor, lambda t: t.double() if t.is_floating_point() else t, (args, kwargs))
+    outputs: Outputs = {}
+    with exactly():
+        walk = walked(model, args, kwargs, recorded(outputs))
+    groups, stays = found_in(model, walk), dict[str, str]()
+    with torch.no_grad(), exactly():
+        wanted = told(model(*args, **kwargs))
+    masks, rules = {n: m for n, m in closed.items() if m.any()}, _wide(walk)
+    even: set[str] = set()
+    while masks:
+        masks = level(groups, masks, rules, stays)
+        solver = Solver(copy.deepcopy(model), walk, atoms(groups, masks), outputs)
+        try:
+            with exactly():
+                drift = distance(told(solver.run(args, kwargs)), wanted)
+        except Unsolved as e:
+            if e.path not in even:  # perhaps one number stands for several sizes in there
+                even.add(e.path)
+                rules += _alike(walk, e.path, set(atoms(groups, masks)))
+                continue
+            gone, why = _given_up(groups, masks, walk, e), f"{e.path or 'the model'}: {e.why}"
+        else:
+            if drift <= exact:
+                return Removal(solver.plan, masks, stays, drift)
+            gone, why = _by_rank(groups, list(masks)), f"the model's output would move by {drift:.1e}"
+        stays |= dict.fromkeys(gone, why)
+        masks = {n: m for n, m in masks.items() if n not in gone}
+    return Removal(Plan(), {}, stays)
+
+
+def atoms(groups: Groups, masks: Masks) -> Closed:
+    return {g.atom: masks[g.name] for g in groups if g.name in masks and g.atom is not None}
+
+
+def level(groups: Groups, masks: Masks, rules: list[list[Axis]], stays: dict[str, str]) -> dict[str, NDArray[np.bool_]]:
+    """Axes that are to be equally wide become so: what is closed beyond that stays, in zeros."""
+    found, names = {n: m.copy() for n, m in masks.items()}, {g.atom: g.name for g in groups}
+    while True:
+        closed = atoms(groups, found)
+        odd = next(filter(None, (_narrowest(together, closed) for together in rules)), None)
+        if odd is None:
+            return {n: m for n, m in found.items() if m.any()}
+        axes, missing = odd
+        atom = next(x for x in leaves(axes) if x in closed and closed[x].any())
+        name = names[atom]
+        shut = np.flatnonzero(found[name])
+        before = left(axes, closed)
+        found[name][shut[0]] = False
+        step = max(1, left(axes, closed) - before)
+        found[name][shut[1 : max(1, missing // step)]] = False
+        stays[name] = (
+            "some of its closed slots stay, as zeros: one number of the model's stands for several of its sizes"
+        )
+
+
+def _wide(walk: Walk) -> list[list[Axis]]:
+    """Heads of one attention that are equally wide."""
+    return [own for axes in walk.widths.values() for own in _by_size(axes)]
+
+
+def _alike(walk: Walk, path: str, closing: set[Atom]) -> list[list[Axis]]:
+    """Axes of one size in one module of which slots go."""
+    inside = [a for axes in walk.numbers.get(path, {}).values() for a in axes if closing.intersection(leaves(a))]
+    return _by_size(inside)
+
+
+def _by_size(axes: Iterable[Axis]) -> list[list[Axis]]:
+    found: dict[int, list[Axis]] = {}
+    for one in axes:
+        found.setdefault(size(one), []).append(one)
+    return [own for own in found.values() if len(own) > 1]
+
+
+def _narrowest(together: list[Axis], closed: Closed) -> tuple[Axis, int] | None:
+    """Of axes that should be equally wide the one of which too much is closed, and by how much."""
+    widths = [left(a, closed) for a in together]
+    missing = max(widths) - min(widths)
+    return (together[widths.index(min(widths))], missing) if missing else None
+
+
+def _given_up(groups: Groups, masks: Masks, walk: Walk, e: Unsolved) -> list[str]:
+    """The groups whose slots go inside of the module that cannot be mended, those first that are given up first."""
+    inside = {atom for axes in walk.numbers.get(e.path, {}).values() for a in axes for atom in leaves(a)}
+    return _by_rank(groups, [g.name for g in groups if g.name in masks and g.atom in inside] or list(masks))
+
+
+def _by_rank(groups: Groups, names: list[str]) -> list[str]:
+    ranks = {g.name: RANKS.index(g.kind) for g in groups if g.name in names}
+    return [n for n, rank in ranks.items() if rank == min(ranks.values())]

@@ -1,0 +1,338 @@
+"""Channel gates on any group: born neutral, closed by budget, and removed exactly from other people's models."""
+
+import copy
+import io
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils._pytree import tree_map_only
+
+import gatec
+from gatec.pruning import FORMS, arguments
+from gatec.pruning.exact import exactly
+from gatec.verify import distance
+from gatec.zoo import load
+
+IMAGE = torch.linspace(-1, 1, 2 * 3 * 64).reshape(2, 3, 8, 8)
+TOKENS = torch.linspace(-2, 2, 2 * 5 * 16).reshape(2, 5, 16)
+
+
+class Block(nn.Module):
+    """Attention with fewer keys than queries, an MLP with a packed gate, norms of both kinds, a residual stream."""
+
+    def __init__(self, width=16, heads=4, shared=2, size=4):
+        super().__init__()
+        self.heads, self.shared, self.size = heads, shared, size
+        self.norm, self.last = nn.LayerNorm(width), nn.RMSNorm(width)
+        self.q, self.kv = nn.Linear(width, heads * size), nn.Linear(width, 2 * shared * size)
+        self.out, self.up, self.down = nn.Linear(heads * size, width), nn.Linear(width, 40), nn.Linear(20, width)
+
+    def forward(self, x):
+        y = self.norm(x)
+        q = self.q(y).view(*y.shape[:2], self.heads, self.size).transpose(1, 2)
+        k, v = self.kv(y).view(*y.shape[:2], 2, self.shared, self.size).permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(q, k, v, enable_gqa=True).transpose(1, 2)
+        x = x + self.out(y.reshape(*x.shape[:2], self.heads * self.size))
+        a, b = self.up(self.last(x)).chunk(2, -1)
+        return x + self.down(F.silu(a) * b)
+
+
+def tower():
+    return nn.Sequential(nn.Linear(16, 16), Block(), Block(), nn.Linear(16, 5))
+
+
+def network():
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 12, 3, groups=4), nn.GroupNorm(4, 12), nn.SiLU(),
+        nn.Conv2d(12, 10, 1), nn.Sigmoid(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(10, 4),
+    )  # fmt: skip
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.cell, self.head = nn.LSTM(16, 12, batch_first=True), nn.Linear(12, 4)
+
+    def forward(self, x):
+        return self.head(self.cell(x)[0])
+
+
+MODELS = {"tower": (tower, TOKENS), "network": (network, IMAGE), "LSTM": (Recurrent, TOKENS)}
+MODEL = pytest.mark.parametrize("build, x", MODELS.values(), ids=MODELS)
+FORM = pytest.mark.parametrize("form", FORMS)
+
+
+def made(build, seed=0):
+    torch.manual_seed(seed)
+    model = build().double().eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_()
+    return model
+
+
+def half(model, seed=0, share=0.5):
+    """Close slots of every group by chance."""
+    draw = np.random.default_rng(seed)
+    gatec.close(model, {name: draw.random(gate.size) < share for name, gate in gatec.channel_gates(model).items()})
+    return model
+
+
+@FORM
+@MODEL
+def test_born_neutral(build, x, form):
+    model = made(build)
+    gated = gatec.prune(model, x.double(), form=form)
+    assert distance(gated(x.double()), model(x.double())) < 1e-15
+    names = {n for n in gated.state_dict() if not n.startswith("channel_gates.")}
+    assert names == set(model.state_dict()) and type(gated) is type(model)
+    assert float(gatec.budget(gated, decided=True)) == pytest.approx(1)
+
+
+@FORM
+@MODEL
+@pytest.mark.parametrize("seed", range(3))
+def test_compacted_equals_gated(build, x, form, seed):
+    x = x.double()
+    gated = half(gatec.prune(made(build, seed), x, form=form), seed)
+    small = gatec.compact(gated, x)
+    assert distance(small(x), gated(x)) <= 1e-12
+    assert distance(small(x[:1]), gated(x[:1])) <= 1e-12
+    assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in made(build).parameters())
+    assert not hasattr(small, "channel_gates") and set(small.state_dict()) == set(made(build).state_dict())
+    assert not any("_gatec_masks" in vars(m) for m in small.modules())
+
+
+@MODEL
+def test_what_is_left_can_be_pruned_again(build, x):
+    x = x.double()
+    small = gatec.compact(half(gatec.prune(made(build), x)), x)
+    again = gatec.prune(small, x)
+    assert distance(again(x), small(x)) < 1e-15
+    same = gatec.compact(again, x)
+    assert [p.shape for p in same.parameters()] == [p.shape for p in small.parameters()]
+    smaller = gatec.compact(half(again, 1), x)
+    assert distance(smaller(x), again(x)) <= 1e-12
+
+
+@MODEL
+def test_nothing_of_the_gated_model_moves(build, x):
+    x = x.double()
+    gated = half(gatec.prune(made(build), x))
+    before, y = copy.deepcopy(gated.state_dict()), gated(x)
+    gatec.compact(gated, x)
+    assert torch.equal(gated(x), y)
+    assert all(torch.equal(v, before[n]) for n, v in gated.state_dict().items())
+
+
+@FORM
+@MODEL
+def test_gates_and_weights_learn(build, x, form):
+    gated = gatec.prune(made(build), x.double(), form=form).train()
+    (gated(x.double()).square().sum() + gatec.budget(gated)).backward()
+    for name, gate in gatec.channel_gates(gated).items():
+        assert gate.weight.grad is not None and gate.weight.grad.abs().sum() > 0, name
+    assert {id(p) for p in gatec.gate_parameters(gated)} == {id(g.weight) for g in gatec.channel_gates(gated).values()}
+
+
+@MODEL
+def test_copies_and_pickles_keep_the_gates(build, x):
+    x = x.double()
+    gated = half(gatec.prune(made(build), x))
+    kept = io.BytesIO()
+    torch.save(gated, kept)
+    kept.seek(0)
+    for other in (copy.deepcopy(gated), torch.load(kept, weights_only=False)):
+        assert torch.equal(other(x), gated(x))
+        half(other, 5)
+        assert not torch.equal(other(x), gated(x))
+
+
+@MODEL
+def test_saved_and_loaded(build, x, tmp_path):
+    x = x.double()
+    gated = half(gatec.prune(made(build), x))
+    small = gatec.compact(gated, x)
+    gatec.save(gated, tmp_path / "gated")
+    gatec.save(small, tmp_path / "small")
+    assert torch.equal(gatec.load(tmp_path / "gated", made(build, 1), inputs=x)(x), gated(x))
+    loaded = gatec.load(tmp_path / "small", made(build, 1))
+    assert torch.equal(loaded(x), small(x))
+    assert torch.equal(
+        gatec.compact(half(gatec.prune(loaded, x), 1), x)(x), gatec.compact(half(gatec.prune(small, x), 1), x)(x)
+    )
+
+
+@MODEL
+def test_a_narrowed_model_can_be_pickled_and_learns(build, x):
+    x = x.double()
+    small = gatec.compact(half(gatec.prune(made(build), x)), x)
+    kept = io.BytesIO()
+    torch.save(small, kept)
+    kept.seek(0)
+    assert torch.equal(torch.load(kept, weights_only=False)(x), small(x))
+    small(x).square().sum().backward()
+    assert all(p.grad is not None and p.grad.shape == p.shape for p in small.parameters())
+
+
+@pytest.mark.parametrize("by", ["weight", "taylor", "magnitude"])
+@pytest.mark.parametrize("of", ["multiplications", "parameters"])
+def test_a_budget_is_met(by, of):
+    x = TOKENS.double()
+    gated = gatec.prune(made(tower), x)
+    gated(x).square().sum().backward()
+    gatec.close(gated, to=0.5, of=of, by=by)
+    assert 0.3 < float(gatec.budget(gated, of, decided=True)) <= 0.5
+    if of == "parameters":
+        small, whole = gatec.compact(gated, x), made(tower)
+        left = sum(p.numel() for p in small.parameters()) / sum(p.numel() for p in whole.parameters())
+        assert left == pytest.approx(float(gatec.budget(gated, of, decided=True)), abs=0.15)  # equal widths stay equal
+
+
+def test_groups_keep_a_multiple():
+    gated = gatec.prune(made(network), IMAGE.double(), kinds=["channels"])
+    gatec.close(gated, to=0.7, multiple=2, by="magnitude")
+    for gate in gatec.channel_gates(gated).values():
+        assert int((~gate.closed()).sum()) % 2 == 0
+
+
+def test_training_closes_what_is_not_needed():
+    """A budget and a penalty; what is compacted is what was trained."""
+    torch.manual_seed(0)
+    x = torch.randn(64, 16)
+    wanted = x[:, :2].tanh()
+    gated = gatec.prune(nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 2)), x)
+    gates = {id(p) for p in gatec.gate_parameters(gated)}
+    optimizer = torch.optim.Adam(
+        [
+            {"params": gatec.gate_parameters(gated), "lr": 0.02},
+            {"params": [p for p in gated.parameters() if id(p) not in gates], "lr": 0.01},
+        ]
+    )
+    for _ in range(150):
+        optimizer.zero_grad()
+        (F.mse_loss(gated(x), wanted) + 0.3 * (gatec.budget(gated) - 0.4).clamp(min=0)).backward()
+        optimizer.step()
+    small = gatec.compact(gated, x)
+    assert small[0].out_features < 32
+    assert distance(small(x), gated(x)) < 1e-5
+
+
+def test_heads_widths_and_norms_are_mended():
+    x = TOKENS.double()
+    gated = gatec.prune(made(tower), x)
+    names = {g.kind: g.name for g in gatec.groups(made(tower), x).free}
+    assert set(names) == {"heads", "head dims", "channels", "residual"}
+    gatec.close(gated, {names["residual"]: range(6), names["head dims"]: [0]})
+    small = gatec.compact(gated, x)
+    assert small[1].norm.normalized_shape == (10,) and type(small[1].norm).__name__ == "LayerNorm"
+    assert distance(small(x), gated(x)) <= 1e-12
+
+
+def test_all_closed_keeps_one_slot():
+    x = IMAGE.double()
+    gated = gatec.prune(made(network), x, only="^0|model")
+    gatec.close(gated, {name: np.ones(gate.size, bool) for name, gate in gatec.channel_gates(gated).items()})
+    small = gatec.compact(gated, x)
+    assert small[0].out_channels == 1
+    assert distance(small(x), gated(x)) <= 1e-12
+    assert any("one is kept where all are closed" in e.why for e in gatec.report(small).edits)
+
+
+def test_a_report_says_what_went():
+    x = IMAGE.double()
+    small = gatec.compact(half(gatec.prune(made(network), x)), x)
+    last = gatec.report(small).edits[-1]
+    assert "parameters" in last.why and "multiplications" in last.why and "ms here" in last.why and last.drift <= 1e-12
+
+
+def test_a_compacted_model_is_exported(tmp_path):
+    x = TOKENS
+    small = gatec.compact(half(gatec.prune(made(tower).float(), x)), x)
+    gatec.export(small, tmp_path / "small.onnx", inputs=x)
+
+
+# -- words ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (lambda g: gatec.prune(g, TOKENS), r"a model without channel gates\n  found gates in Sequential"),
+        (lambda g: gatec.prune(tower(), TOKENS, form="soft"), r"a form of channel gates\n  found 'soft'"),
+        (lambda g: gatec.prune(tower(), TOKENS, only="nowhere"), r"a group of Sequential to prune"),
+        (lambda g: gatec.close(g, {"nobody": [1]}), r"the name of a gated group\n  found nobody"),
+        (lambda g: gatec.close(g, {next(iter(gatec.channel_gates(g))): [99]}), r"numbers of slots from 0 to"),
+        (lambda g: gatec.close(g, {next(iter(gatec.channel_gates(g))): [True]}), r"a mask of \d+ slots"),
+        (lambda g: gatec.close(g, to=2.0), r"a share from 0 to 1\n  found to=2.0"),
+        (lambda g: gatec.close(g, to=1e-6), r"a budget of at least"),
+        (lambda g: gatec.close(g, to=0.5, by="luck"), r"a way of telling which slots matter\n  found 'luck'"),
+        (lambda g: gatec.close(g, to=0.5, by="taylor"), r"gradients of gates"),
+        (lambda g: gatec.budget(g, "watts"), r"a cost that is counted\n  found 'watts'"),
+        (lambda g: gatec.budget(tower()), r"a model with channel gates\n  found none in Sequential"),
+    ],
+)
+def test_bad_input_is_told_in_words(call, words):
+    torch.manual_seed(0)
+    gated = gatec.prune(tower(), TOKENS)
+    before = {n: v.clone() for n, v in gated.state_dict().items()}
+    with pytest.raises(gatec.GatecError, match=words):
+        call(gated)
+    assert all(torch.equal(v, before[n]) for n, v in gated.state_dict().items())
+
+
+def test_a_model_changed_by_hand_is_told():
+    gated = gatec.prune(made(network), IMAGE.double())
+    gated[10] = nn.Linear(10, 4).double()
+    gated[0] = nn.Conv2d(3, 8, 3, padding=1).double()
+    with pytest.raises(gatec.GatecError):
+        gated[6] = nn.Conv2d(12, 11, 1).double()
+        gated[10] = nn.Linear(11, 4).double()
+        gatec.compact(gated, IMAGE.double())
+
+
+# -- other people's models --------------------------------------------------------------------------------------------
+
+TEXT = "llama qwen3 gemma2 phi3 gpt_neox bloom falcon t5 whisper bert gpt2 mamba modernbert vit clip wav2vec2"
+FAMILIES = [
+    *(f"transformers:{n}" for n in TEXT.split()),
+    "timm:resnet18", "timm:vit_tiny_patch16_224", "timm:mobilenetv3_small_050",
+]  # fmt: skip
+MORE = [
+    *(f"transformers:{n}" for n in ("swin", "segformer", "convnext", "opt", "albert", "dinov2", "deberta-v2", "resnet")),
+    *(f"timm:{n}" for n in ("convnext_atto", "densenet121", "regnetx_002", "efficientnet_b0", "swin_tiny_patch4_window7_224")),
+]  # fmt: skip
+
+
+def doubled(value):
+    return value.double() if value.is_floating_point() else value
+
+
+@pytest.mark.parametrize("spec", [*FAMILIES, *(pytest.param(m, marks=pytest.mark.sweep) for m in MORE)])
+def test_other_peoples_models(spec):
+    """Gates everywhere, half of all slots closed: what is left computes the same, and 95 % of the numbers were in reach."""
+    model = load(spec).double()
+    args, kwargs = tree_map_only(torch.Tensor, doubled, arguments(model, None))
+    given = kwargs or args
+    assert gatec.groups(model, given).covered >= 0.95
+    gated = half(gatec.prune(model, given), share=0.4)
+    small = gatec.compact(gated, given)
+    args, kwargs = arguments(model, given)
+    with torch.no_grad(), exactly():
+        found, wanted = small(*args, **kwargs), gated(*args, **kwargs)
+    found, wanted = (getattr(o, "logits", getattr(o, "logits_per_image", o)) for o in (found, wanted))
+    assert distance(found, wanted) <= 1e-12
+    assert sum(p.numel() for p in small.parameters()) < 0.8 * sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen3"])
+def test_what_is_left_generates(kind):
+    model = load(f"transformers:{kind}").double()
+    gated = half(gatec.prune(model), share=0.3)
+    small = gatec.compact(gated)
+    ids = torch.randint(5, 200, (2, 6), generator=torch.Generator().manual_seed(0))
+    options = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
+    assert torch.equal(small.generate(ids, **options), gated.generate(ids, **options))
