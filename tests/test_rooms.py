@@ -21,7 +21,7 @@ ROWS = [row.split() for row in [
     "dealing parallel",
     "kernels regions dispatch autograd",
     "roofline reroll storing",
-    "catalog onnx report history shrink blocks tables trail",
+    "catalog onnx report history shrink blocks embeddings trail",
     "axes",
     "pruning",
     "making",
