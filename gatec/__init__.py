@@ -63,6 +63,7 @@ from gatec.rerolling import reroll, reroll_  # noqa: E402
 from gatec.reverting import revert  # noqa: E402
 from gatec.routed import routed_convolution  # noqa: E402
 from gatec.selecting import Selector, anneal  # noqa: E402
+from gatec.sharing import share_blocks  # noqa: E402
 from gatec.site import Site  # noqa: E402
 from gatec.timing import measure  # noqa: E402
 from gatec.tuning import Tuning, tune  # noqa: E402
@@ -74,7 +75,7 @@ __all__ = [  # noqa: RUF022 - in the order in which a reader meets them
     "groups", "prune", "close", "budget", "channel_gates", "export", "save", "load", "report", "gates", "explain",
     "kernels_of", "tune", "gate_parameters", "backend",
     "losses", "health", "watching", "task", "anneal", "GradientRouting",
-    "merge", "measure", "calibrate",
+    "merge", "measure", "calibrate", "share_blocks",
     "expert_parallel", "ep_plan", "tp_plan", "transformers_plan", "Experts",
     # what comes back
     "Census", "Edit", "Explanation", "GatecError", "Group", "Groups", "Health", "Refused", "Report", "Tuning",

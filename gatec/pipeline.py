@@ -18,6 +18,7 @@ from gatec.capture import unit_of
 from gatec.catalog import Step, Tool, steps
 from gatec.catalog import gate as gate_named
 from gatec.dealing import dealt
+from gatec.embeddings import ROWS, narrowed
 from gatec.errors import GatecError
 from gatec.gate import Gate
 from gatec.history import fill, read, remember, shapes
@@ -27,7 +28,6 @@ from gatec.pruning import Plan, arguments, carried_out, channel_gates, gated_aga
 from gatec.report import Report, attach
 from gatec.rewrite import added, back, put
 from gatec.shrink import HIDDEN, shrink
-from gatec.tables import ROWS, narrowed
 from gatec.trail import note
 from gatec.verify import copied, distance, filled, finite, forward, together
 

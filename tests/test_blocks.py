@@ -181,7 +181,7 @@ def test_a_removed_block_does_not_come_back():
 
 def test_a_saved_model_wants_all_blocks_to_begin_with(tmp_path):
     gatec.save(gatec.compact(gated(Loop()), inputs=X), tmp_path)
-    words = r"^gatec: the blocks of Loop that were removed\n  found .*\n  try   load into a fresh model of the configuration from before gatec.compact$"
+    words = r"^gatec: the blocks of Loop that were removed or shared\n  found .*\n  try   load into a fresh model of the configuration from before gatec.compact$"
     with pytest.raises(gatec.GatecError, match=words):
         gatec.load(tmp_path, Loop(2), inputs=X)
 
@@ -320,6 +320,20 @@ def test_a_decoder_keeps_one_block_with_its_cache():
     assert len(gatec.gate_parameters(small)) == len(small.model.layers) == small.config.num_hidden_layers == 1
 
 
+def test_dropout_that_is_on_is_no_obstacle():
+    model = gatec.convert(load("transformers:gpt2?n_layer=3").train(), "skip,prune")
+    model.transformer.h[1].gate.data.zero_()
+    model.transformer.wte.eval()
+    small = gatec.compact(model)
+    assert verdicts(small)["transformer.h.1"] == ("put", "the block is removed, drift 0.0e+00")
+    assert gatec.report(small).drift <= 1e-5
+    assert (
+        small.training and all(m.training for m in small.transformer.h.modules()) and not small.transformer.wte.training
+    )
+    ids = torch.randint(5, 200, (2, 6))
+    assert torch.equal(small.eval()(ids).logits, model.eval()(ids).logits)
+
+
 def test_an_open_model_is_the_plain_model():
     small = gatec.compact(gated(Loop(), ()), inputs=X)
     assert set(verdicts(small).values()) == {("put", "open: the plain block again, drift 0.0e+00")}
@@ -333,6 +347,11 @@ CONFIGS = [
     ({"layer_types": ["a", "b", "c", "d"]}, {"layer_types": ["b", "d"]}),
     ({"no_rope_layers": [1, 1, 0, 0]}, {"no_rope_layers": [1, 0]}),
     ({"mlp_only_layers": [0, 3]}, {"mlp_only_layers": [1]}),
+    ({"moe_layers": [0, 1, 2, 3]}, {"moe_layers": [0, 1]}),
+    (
+        {"stage_names": ["stem", "a", "b", "c", "d"], "_out_indices": [2, 4], "_out_features": ["b", "d"]},
+        {"stage_names": ["stem", "a", "b"], "_out_indices": [1, 2], "_out_features": ["a", "b"]},
+    ),
     ({"cross_attention_layers": (1, 2)}, {"cross_attention_layers": (0,)}),
     ({"first_k_dense_replace": 3}, {"first_k_dense_replace": 1}),
     ({"kernel_sizes": [3, 3, 5, 5]}, {"kernel_sizes": [3, 3, 5, 5]}),
@@ -425,6 +444,20 @@ def test_types_of_caches_that_a_config_works_out_by_turns():
     assert found["model.layers.6"][0] == "put"
 
 
+@pytest.mark.parametrize(
+    "spec", ["transformers:dinov2?num_hidden_layers=3", "transformers:llama4_text?num_hidden_layers=4"]
+)
+def test_configs_with_more_to_say(spec, tmp_path):
+    small = gatec.compact(gated(load(spec), (0, 2), None))
+    assert {why for _, why in verdicts(small).values()} == {
+        "the block is removed, drift 0.0e+00",
+        "open: the plain block again, drift 0.0e+00",
+    }
+    small.save_pretrained(tmp_path)
+    again = type(small).from_pretrained(tmp_path)
+    assert all(torch.equal(v, again.state_dict()[n]) for n, v in small.state_dict().items())
+
+
 def test_a_network_of_images():
     model = gated(load("timm:resnet18"), (0, 4), None)
     small = gatec.compact(model)
@@ -437,3 +470,83 @@ def test_a_shorter_model_is_exported(tmp_path):
     small = gatec.compact(gated(Loop()), inputs=X)
     exported = gatec.export(small, tmp_path / "small.onnx", inputs=X)
     assert exported is not None and (tmp_path / "small.onnx").is_file()
+
+
+# -- shared weights ------------------------------------------------------------------------------------------------
+
+
+class Normed(Block):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.LayerNorm(8)
+
+    def forward(self, x):
+        return x + self.down(F.gelu(self.up(self.norm(x))))
+
+
+def normed():
+    return nn.Sequential(*(Normed() for _ in range(5)), nn.Linear(8, 8)).eval()
+
+
+def test_neighbours_share_weights_and_keep_their_norms():
+    model = normed()
+    small = gatec.share_blocks(model, 2, inputs=X)
+    assert small[1].up.weight is small[0].up.weight and small[3].down.bias is small[2].down.bias
+    assert small[1].norm.weight is not small[0].norm.weight and small[4].up.weight is not small[3].up.weight
+    wanted = copy.deepcopy(model)
+    for child in (1, 3):
+        for name in ("up", "down"):
+            getattr(wanted[child], name).load_state_dict(getattr(wanted[child - 1], name).state_dict())
+    assert torch.equal(small(X), wanted(X))
+    assert gatec.report(small).drift == distance(small(X), model(X)) > 0
+    assert verdicts(small) == {
+        str(i): ("put", f"computes with the weights of {i - 1}: another function") for i in (1, 3)
+    }
+    assert model[1].up.weight is not model[0].up.weight
+
+
+def test_shared_weights_are_saved_once_and_go_with_their_blocks(tmp_path):
+    small = gatec.share_blocks(normed(), 3, inputs=X)
+    again = gatec.load(gatec.save(small, tmp_path), normed(), inputs=X)
+    assert torch.equal(again(X), small(X)) and again[2].up.weight is again[0].up.weight
+    model = gated(small, (0, 4))
+    less = gatec.compact(model, inputs=X)
+    assert torch.equal(less(X), model(X)) and len(less) == 4
+    again = gatec.load(gatec.save(less, tmp_path), normed(), inputs=X)
+    assert torch.equal(again(X), less(X)) and again[1].up.weight is again[0].up.weight
+
+
+def test_shared_weights_learn_together():
+    small = gatec.share_blocks(normed(), 5, inputs=X)
+    small(X).square().sum().backward()
+    assert small[0].up.weight.grad is small[4].up.weight.grad
+    assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in normed().parameters()) / 2
+
+
+def test_what_cannot_share_is_told():
+    wide = normed()
+    wide[1].up, wide[1].down = nn.Linear(8, 4), nn.Linear(4, 8)
+    small = gatec.share_blocks(wide, 2, inputs=X)
+    assert verdicts(small)["1"] == ("left", "1 has not the weights that 0 has") and verdicts(small)["3"][0] == "put"
+    with pytest.raises(gatec.GatecError, match=r"^gatec: groups of 2 blocks or more\n  found 1$"):
+        gatec.share_blocks(wide, 1, inputs=X)
+    with pytest.raises(
+        gatec.GatecError, match=r"^gatec: blocks that can share weights\n  found 1: 1 has not the weights that 0 has$"
+    ):
+        gatec.share_blocks(wide, 2, inputs=X, only="[01]")
+    with pytest.raises(
+        gatec.GatecError, match=r"^gatec: blocks that can share weights\n  found none beside each other in Linear$"
+    ):
+        gatec.share_blocks(nn.Linear(8, 8), inputs=X)
+
+
+def test_channels_and_blocks_at_once_and_saved(tmp_path):
+    x = X.double()
+    model = gatec.prune(gated(normed().double(), (0, 2), x), inputs=x)
+    torch.manual_seed(0)
+    for gate in gatec.channel_gates(model).values():
+        gate.weight.data.copy_(torch.rand_like(gate.weight))
+    small = gatec.compact(model, inputs=x)
+    assert distance(small(x), model(x)) <= 1e-12 and len(small) == 4
+    again = gatec.load(gatec.save(small, tmp_path), normed().double(), inputs=x)
+    assert torch.equal(again(x), small(x))

@@ -10,7 +10,7 @@ from torch.nn.utils import parametrize
 
 import gatec
 from gatec.capture import unit_of
-from gatec.tables import Kept
+from gatec.embeddings import Kept
 from gatec.verify import distance
 from gatec.zoo import load
 

@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from functools import partial
-from typing import Any
 
 from torch import nn
 
 from gatec.blocks.configs import shortened
 from gatec.blocks.numbers import COUNT, renumbered
 from gatec.capture import unit_of
+from gatec.capture.spies import refill
 from gatec.errors import Refused
 from gatec.rewrite import Undo
-
-CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 def removed(model: nn.Module, paths: Iterable[str], undo: Undo) -> None:
@@ -53,13 +51,8 @@ def place(order: Iterable[str], gone: set[str]) -> dict[str, str]:
 def _put(container: nn.Module, names: dict[str, str], undo: Undo) -> None:
     held = container._modules
     before = dict(held)
-    undo.append(partial(_refilled, held, before))
-    _refilled(held, {new: before[old] for new, old in names.items()})
-
-
-def _refilled(held: dict[str, Any], values: dict[str, Any]) -> None:
-    held.clear()
-    held.update(values)
+    undo.append(partial(refill, held, before))
+    refill(held, {new: before[old] for new, old in names.items()})
 
 
 def _counted(owner: nn.Module, size: int, gone: int, undo: Undo) -> None:

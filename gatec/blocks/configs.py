@@ -13,6 +13,7 @@ from torch import nn
 
 from gatec.blocks.numbers import COUNT
 from gatec.capture import unit_of
+from gatec.capture.spies import refill
 from gatec.match.terms import below
 from gatec.rewrite import Undo
 
@@ -26,7 +27,7 @@ def shortened(model: nn.Module, outer: str, size: int, gone: list[int], undo: Un
     for path, module, config in configs(model, outer):
         field = counts(module, config, below(path, outer) if path else outer, size)
         if field is not None:
-            undo.append(partial(_restored, vars(config), dict(vars(config))))
+            undo.append(partial(refill, vars(config), dict(vars(config))))
             vars(config).update(_without(vars(config), field, size, gone))
 
 
@@ -101,7 +102,17 @@ def _without(fields: dict[str, Any], field: Field, size: int, gone: list[int]) -
             new[other] = type(value)(_listed(other, value, size, gone))
         elif other in FIRST and type(value) is int:
             new[other] = value - sum(g < value for g in gone)
-    return new
+    return new | _stages(fields, size, gone)
+
+
+def _stages(fields: dict[str, Any], size: int, gone: list[int]) -> dict[str, Any]:
+    """The outputs of a backbone, one before all blocks and one after each of them."""
+    names, places = fields.get("stage_names"), fields.get("_out_indices")
+    if not isinstance(names, list) or len(names) != size + 1 or not places:
+        return {}
+    left = names[: size + 1 - len(gone)]
+    new = sorted({i - sum(g < i for g in gone) for i in places})
+    return {"stage_names": left, "_out_indices": new, "_out_features": [left[i] for i in new]}
 
 
 def _listed(name: str, value: Any, size: int, gone: list[int]) -> list[Any]:
@@ -116,7 +127,7 @@ def _chosen(name: str, value: Any, size: int) -> bool:
     return (
         name.endswith("_layers")
         and numbers
-        and len(value) < size
+        and len(value) <= size
         and sorted(set(value)) == list(value)
         and value[-1] < size
     )
@@ -124,8 +135,3 @@ def _chosen(name: str, value: Any, size: int) -> bool:
 
 def _replaced(values: Any, index: int, value: Any) -> list[Any]:
     return [value if i == index else v for i, v in enumerate(values)]
-
-
-def _restored(fields: dict[str, Any], before: dict[str, Any]) -> None:
-    fields.clear()
-    fields.update(before)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from torch import nn
 
 from gatec.blocks import BLOCKS, PASSED, pass_by, removed, says_so, shifted
-from gatec.blocks.chains import CONTAINERS
 from gatec.compaction.cached import Cached
 from gatec.compaction.kind import Gated, Kind
 from gatec.errors import Refused
@@ -16,10 +15,10 @@ from gatec.history import history, recall, without
 from gatec.program import Edit, Program
 from gatec.rewrite import Undo, back, take_out
 from gatec.shrink import site_of
+from gatec.site import CONTAINERS
 from gatec.verify import Probe, distance, forward
 
 OPEN, TAKEN, KEPT = "open: the plain block again", "the block is removed", "the block hands on what it takes"
-FAULTS = RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError
 UNSAID = "; its config does not say so: gatec.save keeps this model, save_pretrained would not"
 
 
@@ -75,7 +74,7 @@ class Work:
         ways = {g[0]: TAKEN if self.closed(g) else OPEN for g in gated}
         try:
             drift = self.changed(gated, ways, undo)
-        except (Refused, *FAULTS):
+        except Exception:  # whatever the model raises without them: then one after the other, each with its words
             return None
         return {path: (way, drift) for path, way in ways.items()}
 
@@ -86,7 +85,7 @@ class Work:
                 return {path: (way, self.changed([gated], {path: way}, undo))}
             except Refused as e:
                 why.append(str(e))
-            except FAULTS as e:
+            except Exception as e:
                 why.append(f"without it the model raises {type(e).__name__}: {next(iter(str(e).splitlines()), '')}")
         left[path] = "; and ".join(dict.fromkeys(why))
         return {}

@@ -8,6 +8,7 @@ from torch import nn
 
 from gatec.compaction import blocks, hidden, rows
 from gatec.errors import GatecError
+from gatec.onnx.flat import evaluating
 from gatec.pipeline import all_or_nothing, prepare
 from gatec.program import Edit
 from gatec.pruning import has_gates, narrow
@@ -33,7 +34,7 @@ def compact(model: Model, inputs: Any = None) -> Model:
             "a model with pruning gates", found=f"none in {type(model).__name__}", hint='gatec.convert(model, "prune")'
         )
     edits, moved = list[Edit](), 0.0
-    with all_or_nothing() as undo:
+    with evaluating(model), all_or_nothing() as undo:
         if has_gates(model):
             edits, moved = narrow(model, inputs, undo)
         if kinds:

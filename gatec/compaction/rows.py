@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from gatec.compaction.kind import Gated, Kind
+from gatec.embeddings import ROWS, Kept, kept, put, replaceable
 from gatec.errors import Refused
 from gatec.history import remember, without
 from gatec.program import Edit, Program
 from gatec.rewrite import Undo, back, take_out
 from gatec.shrink import site_of
-from gatec.tables import ROWS, Kept, kept, put, replaceable
 from gatec.verify import distance
 
 
