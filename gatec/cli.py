@@ -14,7 +14,7 @@ import gatec
 from gatec import bench as benchmarks
 from gatec import demo as tour
 from gatec import settings, zoo
-from gatec.bench import coverage, papers
+from gatec.bench import coverage, papers, pruning
 from gatec.bench.plot import plotted
 from gatec.errors import GatecError
 from gatec.screen import errors, say, table, working
@@ -190,17 +190,18 @@ def bench(
     name: Annotated[str, typer.Argument(help=", ".join(benchmarks.BENCHMARKS))],
     output: Folder = None,
     only: Annotated[
-        str, typer.Option(help="coverage: a regular expression over suite:name; papers, kernels: over names")
+        str, typer.Option(help="coverage, prune: a regular expression over suite:name; papers, kernels: over names")
     ] = "",
-    peers: Annotated[bool, typer.Option(help="coverage: ask the other tracers too")] = True,
-    jobs: Annotated[int, typer.Option(help="coverage: processes at a time")] = 2,
+    peers: Annotated[bool, typer.Option(help="coverage, prune: ask the other tools too")] = True,
+    jobs: Annotated[int, typer.Option(help="coverage, prune: processes at a time")] = 2,
     file: Annotated[
-        Path | None, typer.Option("--json", help="coverage: a FILE for everything about every model")
+        Path | None,
+        typer.Option("--json", help="coverage: a FILE for everything; prune: a FILE that a later run goes on from"),
     ] = None,
     folder: Annotated[Path, typer.Option(help="papers: blocks of your own")] = papers.FOLDER,
     graphs: Annotated[bool, typer.Option(help="kernels: replay CUDA graphs, without the host's launches")] = False,
     compiles: Annotated[bool, typer.Option(help="kernels: beside torch.compile, which takes minutes")] = True,
-    seeds: Annotated[int, typer.Option(help="moe: language models that are trained of each kind")] = 1,
+    seeds: Annotated[int, typer.Option(help="moe, prune: models that are trained of each kind")] = 1,
     plot: Annotated[Path | None, typer.Option(help="kernels: a FILE for a picture of the ratios")] = None,
 ) -> None:
     """Measure beside a peer in one run; -o keeps the rows as JSON with device, versions and commit."""
@@ -209,6 +210,9 @@ def bench(
         return
     if name == "papers":
         _papers(only, folder, output)
+        return
+    if name == "prune":
+        _pruning(only, peers, jobs, seeds, file, output)
         return
     options = {"only": only, "graphs": graphs, "compiles": compiles} if name == "kernels" else {}
     if name in ("moe", "moe-quality"):
@@ -245,6 +249,24 @@ def _coverage(only: str, peers: bool, jobs: int, file: Path | None, output: Path
         raise typer.Exit(1)
 
 
+def _pruning(only: str, peers: bool, jobs: int, seeds: int, file: Path | None, output: Path | None) -> None:
+    """The sweep by suite, every model that is not exact, and the rows of digits and speed; exit code 1 if one is not exact."""
+    rows = pruning.pruning(only, peers, jobs, seeds, file=file, progress=_said)
+    wrong = list(pruning.wrongs(rows))
+    if any("suite" in row for row in rows):
+        table(pruning.summary(rows))
+    for line in wrong:
+        say(line)
+    for part in ("digits", "speed"):
+        if found := [row for row in rows if row.get("part") == part]:
+            say("")
+            _shown(found)
+    if output:
+        wrote(benchmarks.keep("prune", rows, output))
+    if wrong:
+        raise typer.Exit(1)
+
+
 def _papers(only: str, folder: Path, output: Path | None) -> None:
     """A row for each block, then how many got how far."""
     rows = papers.literature(only, folder, progress=lambda name: errors.print(name, markup=False, highlight=False))
@@ -272,6 +294,11 @@ def _told(row: dict[str, Any], who: str) -> None:
     """A line per answer: the sweep takes as long as a meal."""
     status = (row if who == coverage.OURS else row["peers"][who])["status"]
     errors.print(f"{row['model']}  {who}  {status}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _said(row: dict[str, Any], who: str) -> None:
+    said = row if who == pruning.OURS else row["peer"]
+    errors.print(f"{row['model']}  {who}  {said['status']}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _find(model: str, device: str) -> zoo.Found:

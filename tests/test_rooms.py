@@ -51,6 +51,7 @@ OPTIONAL = {
     "k_means_constrained",
     "matplotlib",
     "torchvision",
+    "sklearn",
     "triton",
 }
 

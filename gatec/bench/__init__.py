@@ -21,6 +21,7 @@ from gatec.bench.experts_onnx import experts_onnx
 from gatec.bench.matrices import matrices
 from gatec.bench.papers import literature
 from gatec.bench.partitions import partitions
+from gatec.bench.pruning import pruning as prune
 from gatec.bench.running import running
 from gatec.bench.scan import scan
 from gatec.bench.small.quality import moe, quality
@@ -30,11 +31,11 @@ Row = dict[str, Any]
 BENCHMARKS: dict[str, Callable[..., list[Row]]] = {
     "convert": conversion, "moe": moe, "moe-quality": quality, "moe-onnx": experts_onnx,
     "partition": partitions, "capture": depths, "coverage": sweep, "papers": literature,
-    "scan": scan, "matrices": matrices, "compile": compiling, "kernels": running,
+    "scan": scan, "matrices": matrices, "compile": compiling, "kernels": running, "prune": prune,
 }  # fmt: skip
 PACKAGES = (
-    "diffusers", "flash-linear-attention", "k-means-constrained", "liger-kernel", "scattermoe", "timm", "torch-rechub", "torchfm",
-    "transformers", "triton",
+    "diffusers", "flash-linear-attention", "k-means-constrained", "liger-kernel", "scattermoe", "timm", "torch-pruning",
+    "torch-rechub", "torchfm", "torchvision", "transformers", "triton",
 )  # fmt: skip
 RESULTS = Path(__file__).parent / "results"
 

@@ -145,14 +145,14 @@ def build(*kinds: str) -> Built:
     for kind in kinds:
         for options in (OPTIONS.get(kind, ""), ",".join(filter(None, (OPTIONS.get(kind), _flat(kind)))))[::-1]:
             try:
-                return _run(kind, options)
+                return run(kind, options)
             except Exception as error:  # a family may not like the guess, in whatever words
                 failed = failed or error
     assert failed is not None
     raise failed
 
 
-def _run(kind: str, options: str) -> Built:
+def run(kind: str, options: str) -> Built:
     model = load(f"transformers:{kind}" + (f"?{options}" if options else ""))
     inputs = INPUTS[kind](model) if kind in INPUTS else example_inputs(model)
     with torch.no_grad():
