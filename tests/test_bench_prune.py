@@ -157,7 +157,7 @@ def test_the_summary_counts_and_names_what_is_wrong():
     good = {"model": "a:x", "suite": "a", "status": "exact", "covered": 0.99, "removed": 1.0, "seconds": 0.1,
             "peer": {"status": "ran", "drift": 0.1}}  # fmt: skip
     thin = {**good, "model": "a:y", "covered": 0.5, "removed": 0.5, "refused": {"g": "why not"}, "stays": {"a number": 3},
-            "peer": {"status": "stopped", "reason": "took more than 100 s"}}  # fmt: skip
+            "peer": {"status": "stopped", "reason": "took more than 60 s"}}  # fmt: skip
     bad = {"model": "b:z", "suite": "b", "status": "raised", "reason": "Boom"}
     lines = summary([good, thin, bad, {"part": "digits"}])
     assert lines[1] == ["a", "2", "2", "1", "1", "0.10", "0.1", "1", "0", "0", "1"]
