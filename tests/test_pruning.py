@@ -336,3 +336,28 @@ def test_what_is_left_generates(kind):
     ids = torch.randint(5, 200, (2, 6), generator=torch.Generator().manual_seed(0))
     options = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
     assert torch.equal(small.generate(ids, **options), gated.generate(ids, **options))
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral"])
+def test_transformers_loads_what_is_left(kind, tmp_path):
+    """Equal layers, norms folded into plain ones: the config says it, and from_pretrained needs no gatec."""
+    model = load(f"transformers:{kind}")
+    gated = gatec.prune(model, kinds=["residual", "channels", "heads"])
+    gatec.close(gated, to=0.5, by="magnitude", uniform=True, multiple=4)
+    small = gatec.compact(gated)
+    assert (
+        small.config.hidden_size < model.config.hidden_size
+        and small.config.intermediate_size < model.config.intermediate_size
+    )
+    small.save_pretrained(tmp_path)
+    plain = type(model).from_pretrained(tmp_path).eval()
+    ids = torch.randint(5, 200, (2, 6), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(plain(ids).logits, small(ids).logits)
+    assert all("_gatec" not in name for module in plain.modules() for name in vars(module))
+
+
+def test_a_config_that_cannot_say_it_is_told():
+    gated = half(gatec.prune(load("transformers:bert")), share=0.3)
+    small = gatec.compact(gated)
+    assert "its config does not say so" in gatec.report(small).edits[-1].why
+    assert small.config.to_dict() == load("transformers:bert").config.to_dict()

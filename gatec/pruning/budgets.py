@@ -59,7 +59,7 @@ def _positions(one: Mask, opened: Tensor) -> Tensor:
 
 
 def close(model: nn.Module, which: Mapping[str, Any] | None = None, *, to: float | None = None, of: str = "multiplications",
-          by: str = "weight", multiple: int = 1, least: int = 1) -> None:  # fmt: skip
+          by: str = "weight", multiple: int = 1, least: int = 1, uniform: bool = False) -> None:  # fmt: skip
     """Close slots of a pruned model: those that are named, or the least important ones of all groups, down to a budget.
 
     which      a mask, or numbers of slots, by name of group
@@ -68,6 +68,7 @@ def close(model: nn.Module, which: Mapping[str, Any] | None = None, *, to: float
                pass) or magnitude (of its parameters); each relative to the mean of its group
     multiple   groups keep a multiple of so many slots, as far as they have them (8, 16, 64 for GPUs)
     least      groups keep at least so many
+    uniform    layers keep as many as each other, so that a config can say how many that is
     """
     if which is not None:
         _named(model, which)
@@ -80,11 +81,11 @@ def close(model: nn.Module, which: Mapping[str, Any] | None = None, *, to: float
     low, high = 0, sum(len(s) for s in scores.values())
     while low < high:  # as few as are cheap enough
         middle = (low + high) // 2
-        if _closed_below(model, scores, before, middle, multiple, least, of) <= to:
+        if _closed_below(model, scores, before, middle, multiple, least, of, uniform) <= to:
             high = middle
         else:
             low = middle + 1
-    cost = _closed_below(model, scores, before, low, multiple, least, of)
+    cost = _closed_below(model, scores, before, low, multiple, least, of, uniform)
     if cost > to:
         _restore(model, before)
         raise GatecError(f"a budget of at least {cost:.3f}, which is left where each group keeps {least}", found=f"to={to}",
@@ -101,26 +102,27 @@ def _ranked(scores: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _closed_below(model: nn.Module, scores: dict[str, Tensor], before: dict[str, Tensor], level: int, multiple: int, least: int,
-                  of: str) -> float:  # fmt: skip
+                  of: str, uniform: bool) -> float:  # fmt: skip
     """What is left of the cost with the `level` least important slots closed."""
     _restore(model, before)
     gates = channel_gates(model)
     keeps = {name: max(least, int((score >= level).sum())) for name, score in scores.items()}
     keeps = {name: min(gates[name].size, -(-keep // multiple) * multiple) for name, keep in keeps.items()}
-    for name, keep in _even(model, keeps).items():
+    for name, keep in _even(model, keeps, uniform).items():
         shut = torch.ones(gates[name].size, dtype=torch.bool)
         shut[scores[name].topk(keep).indices] = False
         gates[name].shut(shut.to(gates[name].weight.device))
     return float(budget(model, of, decided=True))
 
 
-def _even(model: nn.Module, keeps: dict[str, int]) -> dict[str, int]:
+def _even(model: nn.Module, keeps: dict[str, int], uniform: bool) -> dict[str, int]:
     """Heads of one attention are kept equally wide, as wide as the widest of them would be."""
     gates, found = model.get_submodule(GATES), dict(keeps)
     assert isinstance(gates, ChannelGates)
     sizes = {name: gate.size for name, gate in channel_gates(model).items()}
-    for _ in range(len(gates.even) + 1):
-        for together in gates.even:
+    rules = [*gates.even, *([[(n, 1) for n in names] for names in gates.alike] if uniform else [])]
+    for _ in range(len(rules) + 1):
+        for together in rules:
             widest = max(found[name] * times for name, times in together)
             for name, times in together:
                 found[name] = min(sizes[name], -(-widest // times))

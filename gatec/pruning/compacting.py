@@ -16,6 +16,7 @@ from gatec.capture import untouched
 from gatec.errors import GatecError
 from gatec.history import forgotten, remember
 from gatec.program import Edit
+from gatec.pruning.configuring import configured
 from gatec.pruning.gating import GATES, closed
 from gatec.pruning.group import Groups, arguments, groups
 from gatec.pruning.masking import masked, unmask
@@ -40,6 +41,7 @@ def narrow(model: nn.Module, inputs: Any, undo: list[Callable[[], Any]]) -> tupl
     wanted = removal(model, whole, args, kwargs)
     cost = macs(found, Plan()), sum(p.numel() for p in model.parameters())
     carried_out(model, wanted.plan, undo)
+    said = configured(model, wanted.walk, wanted.atoms, wanted.plan, args, kwargs, undo) if wanted.plan.kept else ""
     after, fast = timed(model, args, kwargs)
     drift = distance(told(after), told(before))
     forgotten(model, "channels")
@@ -49,6 +51,7 @@ def narrow(model: nn.Module, inputs: Any, undo: list[Callable[[], Any]]) -> tupl
     words = (
         f"parameters {cost[1]:,} -> {left[1]:,}, multiplications {cost[0]:,} -> {left[0]:,}, {slow * 1e3:.2f} -> "
         f"{fast * 1e3:.2f} ms here, drift {wanted.drift:.1e} in float64, {drift:.1e} in its own dtype"
+        f"{'; ' * bool(said)}{said}"
     )
     return [
         *(_edit(n, m, found, wanted) for n, m in masks.items()),

@@ -1,4 +1,4 @@
-"""A factor that stands for the scale of an attention whose heads have become narrower, folded into its queries."""
+"""Factors that stand for a width that has changed, folded into parameters: of an attention's queries, of a norm's weight."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ FACTS = ("scaled", "dotted")
 
 @dataclass(frozen=True)
 class Fold:
-    """`rows` of parameters (name, dimension, positions after the cut) times `factor`."""
+    """`rows` of parameters (name, dimension, positions after the cut) times `factor`, counted from -`plus`."""
 
     rows: tuple[tuple[str, int, tuple[int, ...]], ...]
     factor: float
+    plus: float = 0.0
 
     @torch.no_grad()
     def take(self, model: nn.Module, undo: list[Callable[[], Any]]) -> None:
@@ -32,7 +33,7 @@ class Fold:
             factor[list(at)] = self.factor
             shape = [-1 if n == dim else 1 for n in range(value.dim())]
             before = value.detach().clone()
-            value.mul_(factor.reshape(shape))
+            value.add_(self.plus).mul_(factor.reshape(shape)).sub_(self.plus)
             undo.append(partial(value.data.copy_, before))
 
 
@@ -72,3 +73,19 @@ def _parts(own: list[tuple[str, int]], atom: Atom, walk: Walk, closed: Closed, f
             now = {old: new for new, old in enumerate(left)} if left is not None else {}
             rows.append((name, dim, tuple(now[int(n)] for n in order if int(n) in now)))
         yield Fold(tuple(rows), factor)
+
+
+EPSILONS = ("eps", "variance_epsilon", "epsilon")
+
+
+def norm_folds(path: str, module: nn.Module, share: float) -> Iterator[tuple[tuple[str, float], Fold]]:
+    """A norm by the root of the mean square over d' of d features as a plain one: its weight times sqrt(d / d'), and its
+    epsilon times d / d'; for norms that count their weight from 0 and for those that count it from -1.
+    """
+    weight = module._parameters.get("weight")
+    name = next((n for n in EPSILONS if isinstance(getattr(module, n, None), float)), None)
+    if weight is None or name is None or weight.dim() != 1:
+        return
+    rows = ((f"{path}.weight" if path else "weight", 0, tuple(range(len(weight)))),)
+    for plus in (0.0, 1.0):
+        yield (name, getattr(module, name) / share), Fold(rows, share**-0.5, plus)

@@ -27,11 +27,12 @@ GATES = "channel_gates"
 
 class ChannelGates(nn.ModuleDict):
     """The gates of a model by group, what each of its parameters costs (numbers, multiplications), and groups that are kept
-    equally wide: each with how often its slots lie in one head.
+    equally wide: each with how often its slots lie in one head. `alike` are groups that are the same in other layers.
     """
 
     costs: dict[str, tuple[int, int]]
     even: list[list[tuple[str, int]]]
+    alike: list[list[str]]
 
     def forward(self, x: Any) -> Any:
         """Nothing: where the model is a chain of its children, they stand in it."""
@@ -91,6 +92,7 @@ def _put(model: nn.Module, form: str, chosen: list[Group], found: Groups) -> Non
     sizes = {n: p.numel() for n, p in model.named_parameters()}
     gates.costs = {n: (size, found.walk.macs.get(n, 0)) for n, size in sizes.items()}
     gates.even = _even({g.atom: g.name for g in chosen}, found)
+    gates.alike = _alike(chosen)
     for group in chosen:
         like = found.walk.learned[group.learned[0].name]
         gate = kind(group.size, group.name, dtype=like.dtype, device=like.device).train(model.training)
@@ -108,6 +110,15 @@ def _even(names: dict[Any, str], found: Groups) -> list[list[tuple[str, int]]]:
         ]
         even += [[w[0] for w in widths]] if all(len(w) == 1 for w in widths) else []
     return even
+
+
+def _alike(chosen: list[Group]) -> list[list[str]]:
+    """Groups whose members have the same names but for their numbers: those of one kind in all layers."""
+    found: dict[Any, list[str]] = {}
+    for group in chosen:
+        key = group.size, tuple(sorted(re.sub(r"\d+", "*", str(m)) for m in group.members))
+        found.setdefault(key, []).append(group.name)
+    return [names for names in found.values() if len(names) > 1]
 
 
 def has_gates(model: nn.Module) -> bool:

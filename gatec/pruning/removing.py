@@ -31,7 +31,9 @@ class Removal:
 
     plan: Plan
     closed: dict[str, NDArray[np.bool_]]
-    left: dict[str, str] = field(default_factory=dict)
+    left: dict[str, str]
+    walk: Walk
+    atoms: Closed = field(default_factory=dict)
     drift: float = 0.0
 
 
@@ -63,12 +65,12 @@ def removal(model: nn.Module, closed: Masks, args: Any, kwargs: Any, *, exact: f
             gone, why = _given_up(groups, masks, walk, e), f"{e.path or 'the model'}: {e.why}"
         else:
             if drift <= exact:
-                return Removal(solver.plan, masks, stays, drift)
+                return Removal(solver.plan, masks, stays, walk, atoms(groups, masks), drift)
             gone, why = _by_rank(groups, list(masks)), f"the model's output would move by {drift:.1e}"
         stays |= dict.fromkeys(gone, why)
         masks = {n: m for n, m in masks.items() if n not in gone}
         evened.failed()
-    return Removal(Plan(), {}, stays)
+    return Removal(Plan(), {}, stays, walk)
 
 
 @dataclass

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from gatec.axes import Axis, Walk, leaves
-from gatec.pruning.folds import Fold, folds
+from gatec.pruning.folds import Fold, folds, norm_folds
 from gatec.pruning.keeping import Closed, cuts, kept, left
 from gatec.pruning.norms import narrowed, ways
 from gatec.pruning.numbers import assignments
@@ -173,6 +173,7 @@ class Solver:
             if any(f.kind == "norm" and f.where == path for x in leaves(a) if x in self.closed for f in x.facts)
         }  # fmt: skip
         for share in sorted(s for s in shares if s < 1):
+            yield from (Way((changed,), fold=fold) for changed, fold in norm_folds(path, module, share))
             yield from (Way(norm=w) for w in ways(module, share))
         yield from (Way(fold=f) for f in folds(path, self.walk, self.closed))
 
@@ -204,7 +205,7 @@ class Trial:
                 return True
         for mend in self.solver.mends(self.path, self.module) if runs else ():
             for way in runs[:4]:
-                if self.right(replace(mend, numbers=way.numbers), given, wanted):
+                if self.right(replace(mend, numbers=(*mend.numbers, *way.numbers)), given, wanted):
                     return True
         return False
 
