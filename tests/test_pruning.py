@@ -249,6 +249,29 @@ def test_a_report_says_what_went():
     assert "parameters" in last.why and "multiplications" in last.why and "ms here" in last.why and last.drift <= 1e-12
 
 
+def test_a_page_shows_the_widths():
+    x = IMAGE.double()
+    small = gatec.compact(half(gatec.prune(made(network), x)), x)
+    report = gatec.report(small)
+    assert all(left <= size for _, _, left, size in report.widths) and any(
+        left < size for _, _, left, size in report.widths
+    )
+    assert "<h2>Widths</h2>" in report.html() and f"{report.widths[0][2]} of {report.widths[0][3]}" in report.html()
+    assert report.data()["widths"][0]["before"] == report.widths[0][3]
+    assert gatec.groups(small, x).svg().startswith("<svg")
+
+
+def test_health_of_gates():
+    x = IMAGE.double()
+    gated = gatec.prune(made(network), x)
+    first = next(iter(gatec.channel_gates(gated)))
+    assert all("no gradient has reached it yet" in g.warnings for g in gatec.health(gated).gates)
+    gated.train()(x).square().sum().backward()
+    assert gatec.health(gated).well
+    gatec.close(gated, {first: np.ones(gatec.channel_gates(gated)[first].size, bool)})
+    assert "all of its slots are closed" in str(gatec.health(gated))
+
+
 def test_a_compacted_model_is_exported(tmp_path):
     x = TOKENS
     small = gatec.compact(half(gatec.prune(made(tower).float(), x)), x)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from torch import nn
@@ -33,10 +34,11 @@ def compact(model: Model, inputs: Any = None) -> Model:
         raise GatecError(
             "a model with pruning gates", found=f"none in {type(model).__name__}", hint='gatec.convert(model, "prune")'
         )
-    edits, moved = list[Edit](), 0.0
+    report, edits, moved = Report(()), list[Edit](), 0.0
     with evaluating(model), all_or_nothing() as undo:
         if has_gates(model):
-            edits, moved = narrow(model, inputs, undo)
+            report = narrow(model, inputs, undo)
+            edits, moved = list(report.edits), report.drift or 0.0
         if kinds:
             gated = prepare(model, inputs)
             for kind in kinds:
@@ -45,5 +47,5 @@ def compact(model: Model, inputs: Any = None) -> Model:
             moved = max(moved, distance(forward(model, gated), gated.calls[""][0].output))
         if not any(e.verdict == "put" for e in edits):
             raise GatecError("a unit that can be compacted", found="; ".join(f"{e.site}: {e.why}" for e in edits[:4]))
-        attach(model, Report(tuple(edits), moved), undo)
+        attach(model, replace(report, edits=tuple(edits), drift=moved), undo)
     return model

@@ -1,4 +1,4 @@
-"""health(): how evenly experts are used, and which of them nobody asks."""
+"""health(): how evenly experts are used and which of them nobody asks, how open channel gates are and what they learn."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import nn
 
 from gatec.errors import GatecError
 from gatec.moe.router import Router
+from gatec.pruning import channel_gates, has_gates
 
 CROWDED = 4.0  # times the even share
 
@@ -46,27 +47,57 @@ class Usage:
 
 
 @dataclass(frozen=True)
+class Openness:
+    """Of one channel gate: how many of its slots are open, and whether a gradient has reached it."""
+
+    group: str
+    open: int
+    size: int
+    learns: bool
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        shut = ("all of its slots are closed",) if not self.open else ()
+        return shut if self.learns else (*shut, "no gradient has reached it yet")
+
+    def __str__(self) -> str:
+        return f"{self.group:<40} {self.open} of {self.size} slots are open: {'; '.join(self.warnings) or 'well'}"
+
+
+@dataclass(frozen=True)
 class Health:
-    """Printable; `usage` is one entry for each router."""
+    """Printable; `usage` is one entry for each router, `gates` one for each channel gate."""
 
     usage: tuple[Usage, ...]
+    gates: tuple[Openness, ...] = ()
 
     @property
     def well(self) -> bool:
-        return not any(u.warnings for u in self.usage)
+        return not any(u.warnings for u in (*self.usage, *self.gates))
 
     def __str__(self) -> str:
-        return "\n".join(map(str, self.usage))
+        return "\n".join(map(str, (*self.usage, *self.gates)))
 
 
 def health(model: nn.Module) -> Health:
-    """How experts were used since the model was made or `gatec.watching(model)` began."""
-    found = []
-    for path, router in routers(model).items():
+    """How experts were used since the model was made or `gatec.watching(model)` began, and how open channel gates are."""
+    found, gates = [], _gates(model) if has_gates(model) else ()
+    for path, router in (
+        routers(model).items() if not gates or any(isinstance(m, Router) for m in model.modules()) else ()
+    ):
         pairs = int(router.seen.sum())
         shares = (router.seen / max(pairs, 1)).tolist()
         found.append(Usage(path, tuple(shares), pairs))
-    return Health(tuple(found))
+    return Health(tuple(found), gates)
+
+
+def _gates(model: nn.Module) -> tuple[Openness, ...]:
+    return tuple(
+        Openness(
+            name, int((~gate.closed()).sum()), gate.size, bool(gate.weight.grad is not None and gate.weight.grad.any())
+        )
+        for name, gate in channel_gates(model).items()
+    )
 
 
 @contextmanager

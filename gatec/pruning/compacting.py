@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -22,13 +22,14 @@ from gatec.pruning.group import Groups, arguments, groups
 from gatec.pruning.masking import masked, unmask
 from gatec.pruning.plan import Plan, carried_out
 from gatec.pruning.removing import Removal, removal
+from gatec.report import Report
 from gatec.verify import distance
 
 RUNS = 5  # forwards that are timed, each way
 
 
-def narrow(model: nn.Module, inputs: Any, undo: list[Callable[[], Any]]) -> tuple[list[Edit], float]:
-    """Fold the gates of a model into its weights and remove what is closed, in place; what came of each group, and the drift."""
+def narrow(model: nn.Module, inputs: Any, undo: list[Callable[[], Any]]) -> Report:
+    """Fold the gates of a model into its weights and remove what is closed, in place; what came of each group."""
     args, kwargs = arguments(model, inputs)
     masks = {name: np.asarray(mask) for name, mask in closed(model).items()}
     before, slow = timed(model, args, kwargs)
@@ -42,7 +43,11 @@ def narrow(model: nn.Module, inputs: Any, undo: list[Callable[[], Any]]) -> tupl
     cost = macs(found, Plan()), sum(p.numel() for p in model.parameters())
     carried_out(model, wanted.plan, undo)
     said = configured(model, wanted.walk, wanted.atoms, wanted.plan, args, kwargs, undo) if wanted.plan.kept else ""
-    after, fast = timed(model, args, kwargs)
+    try:
+        after, fast = timed(model, args, kwargs)
+    except (RuntimeError, ValueError) as e:
+        raise GatecError("sizes that the model's operators take", found=str(e).splitlines()[0][:160],
+                         hint="gatec.close(model, to=..., multiple=8) keeps multiples of 8") from e  # fmt: skip
     drift = distance(told(after), told(before))
     forgotten(model, "channels")
     if wanted.plan.kept:
@@ -53,10 +58,14 @@ def narrow(model: nn.Module, inputs: Any, undo: list[Callable[[], Any]]) -> tupl
         f"{fast * 1e3:.2f} ms here, drift {wanted.drift:.1e} in float64, {drift:.1e} in its own dtype"
         f"{'; ' * bool(said)}{said}"
     )
-    return [
-        *(_edit(n, m, found, wanted) for n, m in masks.items()),
-        Edit("compact", "", "put", words, wanted.drift),
-    ], drift
+    edits = [*(_edit(n, m, found, wanted) for n, m in masks.items()), Edit("compact", "", "put", words, wanted.drift)]
+    return Report(tuple(edits), drift, widths=tuple(_widths(found, wanted)))
+
+
+def _widths(found: Groups, done: Removal) -> Iterator[tuple[str, str, int, int]]:
+    for group in found.free:
+        gone = int(done.closed[group.name].sum()) if group.name in done.closed else 0
+        yield group.name, group.kind, group.size - gone, group.size
 
 
 def _known(model: nn.Module, masks: dict[str, Any], found: Groups) -> None:

@@ -14,6 +14,7 @@ from torch import nn
 
 from gatec.axes import KERNEL, Atom, Walk, slots, walked
 from gatec.inputs import example_inputs
+from gatec.report.drawing import widths
 
 KINDS = {"batch": "heads", "groups": "groups", "scaled": "head dims", "dotted": "head dims", "mixed": "head dims"}
 
@@ -88,6 +89,10 @@ class Groups(tuple[Group, ...]):
             found.add_node(group.name, size=group.size, kind=group.kind, refused=group.refused)
             found.add_edges_from((group.name, m.name, {"dim": m.dim}) for m in group.members)
         return found
+
+    def svg(self) -> str:
+        """A picture: a bar for each group, empty for those that are refused."""
+        return widths([(g.name, g.kind, 0 if g.refused else g.size, g.size) for g in self])
 
     def __str__(self) -> str:
         rows = [f"{g.name:<48} {g.kind:<10} {g.size:>6}  {g.refused or ', '.join(map(str, g.members))}" for g in self]

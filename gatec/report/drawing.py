@@ -56,6 +56,23 @@ def curve(points: Sequence[tuple[float, float]]) -> str:
     return _svg(WIDE, HIGH, "Loss against active share", lines)
 
 
+def widths(rows: Sequence[tuple[str, str, int, int]]) -> str:
+    """One bar for each group of slots (name, kind, slots that are left, slots that there were); full is what is left."""
+    room = round(16 + LETTER * max((len(name) for name, *_ in rows), default=0))
+    most = max((size for *_, size in rows), default=1)
+    parts = []
+    for row, (name, kind, left, size) in enumerate(rows):
+        y, scale = TOP + row * CELL, (WIDE - EDGE) / most
+        words = f"{name}: {left} of {size} {kind}"
+        parts.append(_text(room - 8, y + 13, name, "end"))
+        parts.append(f'<rect class="cell dead" x="{room}" y="{y}" width="{size * scale:.1f}" height="{CELL - 4}" rx="2">'
+                     f"<title>{escape(words)}</title></rect>")  # fmt: skip
+        parts.append(f'<rect class="cell" x="{room}" y="{y}" width="{left * scale:.1f}" height="{CELL - 4}" rx="2">'
+                     f"<title>{escape(words)}</title></rect>")  # fmt: skip
+        parts.append(_text(room + size * scale + 8, y + 13, f"{left} of {size} {kind}", "start"))
+    return _svg(room + WIDE + 2 * EDGE, TOP + len(rows) * CELL + 8, "Widths", parts)
+
+
 def _steps(low: float, high: float) -> list[float]:
     return [low + (high - low) * i / 4 for i in range(5)]
 

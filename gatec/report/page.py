@@ -11,13 +11,18 @@ from importlib.resources import files
 from typing import Any
 
 from gatec.report.costs import Cost
-from gatec.report.drawing import curve, heat_map
+from gatec.report.drawing import curve, heat_map, widths
 
 POLICY = "default-src 'none'; style-src 'sha256-{}'; base-uri 'none'; form-action 'none'"
 
 
 def page(
-    model: str, edits: Sequence[Any], layers: Sequence[Cost], losses: Sequence[tuple[float, float]], last: str
+    model: str,
+    edits: Sequence[Any],
+    layers: Sequence[Cost],
+    losses: Sequence[tuple[float, float]],
+    last: str,
+    wide: Sequence[tuple[str, str, int, int]] = (),
 ) -> str:
     """The page. Names come from users: all text is escaped, and no script may run."""
     style = _style()
@@ -26,6 +31,7 @@ def page(
     body += [_section("Layers", _costs(layers))] if layers else []
     body += [_section("Expert usage", f"<p>{USAGE}</p>{heat_map(used)}")] if used else []
     body += [_section("Loss against active share", curve(losses))] if losses else []
+    body += [_section("Widths", f"<p>{WIDTHS}</p>{widths(wide)}")] if wide else []
     for verdict, title in (("put", "Put"), ("left", "Left, and why"), ("near", "Near misses")):
         found = [e for e in edits if e.verdict == verdict]
         body += [_section(f"{title} ({len(found)})", _edits(found))] if found else []
@@ -50,6 +56,7 @@ def page(
     return html.encode("ascii", "xmlcharrefreplace").decode()
 
 
+WIDTHS = "Each bar is a group of slots that only go together: channels, heads, features. Full is what is left."
 USAGE = "Each row is a layer, each cell an expert. The fullest is the layer's busiest expert, a dashed one was never chosen."
 
 

@@ -29,6 +29,7 @@ class Report:
     `regions` are those that were fused, with what they cost in the recorded call and what they would as one kernel.
     `failed` are ways of their kernels that are never used on this device, and why: known once they were tried.
     `layers` is what each gate costs now; `losses` are (active share, loss) where `gatec.measure` was asked for them.
+    `widths` are (group, kind, slots left, slots before) of a model that was narrowed.
     """
 
     edits: tuple[Edit, ...]
@@ -39,6 +40,7 @@ class Report:
     model: str = ""
     layers: tuple[Cost, ...] = ()
     losses: tuple[tuple[float, float], ...] = ()
+    widths: tuple[tuple[str, str, int, int], ...] = ()
 
     def __str__(self) -> str:
         shown = [c for c in self.layers if c.share < 1 or c.seconds is not None]
@@ -65,6 +67,9 @@ class Report:
             "missed": [{"path": path, "why": why} for path, why in self.missed],
             "layers": [c.data() for c in self.layers],
             "losses": [{"share": share, "loss": loss} for share, loss in self.losses],
+            "widths": [
+                {"group": name, "kind": kind, "left": left, "before": size} for name, kind, left, size in self.widths
+            ],
             "regions": [{"region": region, **asdict(price)} for region, price in self.regions],
             "failed": [{"way": what, "why": why} for what, why in self.failed],
         }
@@ -75,7 +80,7 @@ class Report:
 
     def html(self) -> str:
         """A page with tables and pictures: one file, which loads nothing and runs nothing."""
-        return page(self.model, self.edits, self.layers, self.losses, self.last)
+        return page(self.model, self.edits, self.layers, self.losses, self.last, self.widths)
 
     def page(self, path: str | Path) -> Path:
         """Write the page into a file."""
