@@ -68,10 +68,11 @@ LARGE = {
     "convnext_large", "regnet_y_128gf", "regnet_y_32gf", "vgg11", "vgg11_bn", "vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "vgg19",
     "vgg19_bn", "vit_h_14", "vit_l_16", "vit_l_32",
 }  # fmt: skip
-# Image side and options of those that do not take 64 pixels as they are.
+# Image side and options of those that do not take 64 pixels as they are; heads that only training reads are left out.
+PLAIN: dict[str, Any] = {"init_weights": False, "aux_logits": False}
 SIDES: dict[str, tuple[int, dict[str, Any]]] = {
-    "inception_v3": (96, {"init_weights": False}), "googlenet": (64, {"init_weights": False}),
-    "maxvit_t": (224, {}), "vit_b_16": (64, {"image_size": 64}), "vit_b_32": (64, {"image_size": 64}),
+    "inception_v3": (96, PLAIN), "googlenet": (64, PLAIN), "maxvit_t": (224, {}),
+    "vit_b_16": (64, {"image_size": 64}), "vit_b_32": (64, {"image_size": 64}),
 }  # fmt: skip
 
 
