@@ -138,6 +138,29 @@ def test_gates_and_weights_learn(build, x, form):
     assert {id(p) for p in gatec.gate_parameters(gated)} == {id(g.weight) for g in gatec.channel_gates(gated).values()}
 
 
+def test_a_closed_gate_still_learns():
+    """Where nobody but readers looks at a slot, its gate sees what it would give, and may open again."""
+    x = torch.randn(64, 16, generator=torch.Generator().manual_seed(0))
+    gated = gatec.prune(nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 2)), x)
+    ((name, gate),) = gatec.channel_gates(gated).items()
+    gatec.close(gated, {name: range(16)})
+    gated(x).square().sum().backward()
+    assert (gate.weight.grad[:16] != 0).any()
+    small = gatec.compact(gated, x)
+    assert small[0].out_features == 16 and distance(small(x), gated(x)) < 1e-6
+
+
+def test_one_draw_for_all_readers():
+    x = TOKENS
+    gated = gatec.prune(made(tower).float(), x, form="hard_concrete").train()
+    assert torch.equal(gated(x), gated(x))
+    before = gated(x)
+    with torch.no_grad():
+        for p in gatec.gate_parameters(gated):
+            p.add_(0)
+    assert not torch.equal(gated(x), before)
+
+
 @MODEL
 def test_copies_and_pickles_keep_the_gates(build, x):
     x = x.double()

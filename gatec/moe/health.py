@@ -73,7 +73,7 @@ class Health:
 
     @property
     def well(self) -> bool:
-        return not any(u.warnings for u in (*self.usage, *self.gates))
+        return not any(u.warnings for u in self.usage) and not any(g.warnings for g in self.gates)
 
     def __str__(self) -> str:
         return "\n".join(map(str, (*self.usage, *self.gates)))

@@ -59,12 +59,15 @@ class Hard(ChannelGate):
 
 
 class HardConcrete(ChannelGate):
-    """clamp(s (1.1 + 0.1) - 0.1, 0, 1) with s = sigmoid((log a + logit(u)) / beta), u uniform; log a in training only.
+    """clamp(s (1.1 + 0.1) - 0.1, 0, 1) with s = sigmoid((log a + logit(u)) / beta), u uniform in training and 1/2 in eval mode.
+
+    All readers of a slot see one u, which is drawn anew whenever log a has changed: once for each step of an optimizer.
 
     Louizos et al. 2018, "Learning sparse neural networks through L0 regularization", https://arxiv.org/abs/1712.01312
     """
 
     LOW, HIGH, BETA = -0.1, 1.1, 2 / 3
+    drawn: tuple[int, Tensor] | None = None
 
     def birth(self) -> float:
         return 3.0
@@ -75,7 +78,9 @@ class HardConcrete(ChannelGate):
     def forward(self) -> Tensor:
         if not self.training:
             return self.settled()
-        u = torch.rand_like(self.weight).clamp(1e-6, 1 - 1e-6)
+        if self.drawn is None or self.drawn[0] != self.weight._version or self.drawn[1].shape != self.weight.shape:
+            self.drawn = self.weight._version, torch.rand_like(self.weight).clamp(1e-6, 1 - 1e-6)
+        u = self.drawn[1].to(self.weight)
         s = torch.sigmoid((self.weight + u.log() - (-u).log1p()) / self.BETA)
         return (s * (self.HIGH - self.LOW) + self.LOW).clamp(0, 1)
 

@@ -17,12 +17,13 @@ from gatec.pruning.forms import ChannelGate
 from gatec.pruning.forms import form as form_named
 from gatec.pruning.group import Group, Groups, found_in, groups
 from gatec.pruning.keeping import equal_widths
-from gatec.pruning.masking import Mask, mask
+from gatec.pruning.masking import FACTOR, SHUT, SILENT, Mask, mask
 from gatec.pruning.plan import owners
 from gatec.verify import copied, filled
 
 Model = TypeVar("Model", bound=nn.Module)
 GATES = "channel_gates"
+WATCHING = ("norm", "dotted", "scaled", "mixed")
 
 
 class ChannelGates(nn.ModuleDict):
@@ -131,15 +132,21 @@ def _refusals(found: Groups) -> str:
 
 
 def _gated(model: nn.Module, group: Group, gate: ChannelGate, found: Groups) -> None:
-    """Readers see the gate's factors, the rest only what is closed; without a reader, all see the factors."""
+    """Readers see the gate's factors; without a reader, all parameters do.
+
+    What only writes a slot is left alone where nobody but readers looks at it: a closed gate then still learns, and may open
+    again. Where a norm or an attention looks too, it sees what is closed.
+    """
     reads = [found.walk.reads(m.name, m.dim) for m in group.learned]
+    watched = any(f.kind in WATCHING for f in group.facts)
     for member, read in zip(group.learned, reads, strict=True):
+        role = FACTOR if read or not any(reads) else SHUT if watched else SILENT
         value = found.walk.learned[member.name]
         index = torch.full((value.shape[member.dim],), group.size, dtype=torch.long)
         for slot, at in enumerate(member.at):
             index[torch.from_numpy(np.ascontiguousarray(at))] = slot
         for module, name in owners(model, member.name):
-            mask(module, name, [Mask(gate, member.dim, index, read or not any(reads))])
+            mask(module, name, [Mask(gate, member.dim, index, role)])
 
 
 def channel_gates(model: nn.Module) -> dict[str, ChannelGate]:

@@ -11,21 +11,27 @@ from torch import Tensor, nn
 from gatec.pruning.forms import ChannelGate
 
 SEEN = "_gatec_masks"
+FACTOR, SHUT, SILENT = "factor", "shut", "silent"
 
 
 class Mask(NamedTuple):
     """The gate of one dimension of a parameter: `positions` give each position's slot, `size` where it has none.
 
-    A soft mask multiplies by the gate's factors; any other one only takes away what is closed.
+    `role` says what a forward sees: FACTOR the parameter times the gate's factors, SHUT the parameter without what is
+    closed, SILENT the whole parameter, since nobody reads the slots that are closed.
     """
 
     gate: ChannelGate
     dim: int
     positions: Tensor
-    soft: bool
+    role: str
 
     def of(self, value: Tensor) -> Tensor:
-        factors = self.gate() if self.soft else (self.gate() != 0).detach()
+        return value if self.role == SILENT else self.folded(value)
+
+    def folded(self, value: Tensor) -> Tensor:
+        """The parameter as it is once the gate is decided."""
+        factors = self.gate() if self.role == FACTOR else (self.gate() != 0).detach()
         whole = torch.cat([factors.to(value.dtype), factors.new_ones(1, dtype=value.dtype)])
         shape = [-1 if n == self.dim else 1 for n in range(value.dim())]
         return value * whole[self.positions.to(value.device)].reshape(shape)
@@ -44,11 +50,13 @@ def mask(module: nn.Module, name: str, masks: list[Mask]) -> None:
 
 def unmask(module: nn.Module) -> None:
     """The module as it was, its parameters times what the gates settled for."""
-    for name in vars(module)[SEEN]:
+    for name, masks in vars(module)[SEEN].items():
         parameter = module._parameters[name]
         assert parameter is not None
-        seen = getattr(module, name).detach()
-        parameter.data = seen.clone() if seen.data_ptr() == parameter.data_ptr() else seen
+        seen = parameter.detach()
+        for one in masks:
+            seen = one.folded(seen)
+        parameter.data = seen.detach()
     module.__class__ = type(module).__mro__[1]
     del vars(module)[SEEN]
     if isinstance(module, nn.RNNBase):
