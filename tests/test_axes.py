@@ -168,3 +168,23 @@ def test_what_the_forward_has_not_come_by_is_refused():
 
     found = gatec.groups(Unused(), X)
     assert any("the forward has not come by spare" in g.refused for g in found)
+
+
+class Chosen(nn.Module):
+    """Of three experts one that the tokens never choose."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 10), nn.Linear(10, 8)
+        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(10, 12), nn.ReLU(), nn.Linear(12, 10)) for _ in range(3))
+
+    def forward(self, x):
+        y = self.first(x)
+        return self.last(y + self.experts[0](y) + self.experts[1](y))
+
+
+def test_an_expert_that_nobody_chose_keeps_its_neighbours():
+    """Its weights count on the same widths, whatever the forward has seen."""
+    found = gatec.groups(Chosen(), X)
+    assert all(g.refused for g in found)
+    assert any("the forward has not come by experts.2." in g.refused for g in found)

@@ -18,7 +18,7 @@ from gatec.history import forgotten, remember
 from gatec.program import Edit
 from gatec.pruning.configuring import configured
 from gatec.pruning.gating import GATES, closed
-from gatec.pruning.group import Groups, arguments, groups
+from gatec.pruning.group import Groups, arguments, groups, unreached
 from gatec.pruning.masking import masked, unmask
 from gatec.pruning.plan import Plan, carried_out
 from gatec.pruning.removing import Removal, removal
@@ -56,10 +56,16 @@ def narrow(model: nn.Module, inputs: Any, undo: list[Callable[[], Any]]) -> Repo
     words = (
         f"parameters {cost[1]:,} -> {left[1]:,}, multiplications {cost[0]:,} -> {left[0]:,}, {slow * 1e3:.2f} -> "
         f"{fast * 1e3:.2f} ms here, drift {wanted.drift:.1e} in float64, {drift:.1e} in its own dtype"
-        f"{'; ' * bool(said)}{said}"
+        f"{'; ' * bool(said)}{said}{_missed(model, found)}"
     )
     edits = [*(_edit(n, m, found, wanted) for n, m in masks.items()), Edit("compact", "", "put", words, wanted.drift)]
     return Report(tuple(edits), drift, widths=tuple(_widths(found, wanted)))
+
+
+def _missed(model: nn.Module, found: Groups) -> str:
+    names = unreached(model, found.walk)
+    rest = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f"; the forward has not come by {names[0]}{rest}, which may count on the old sizes" if names else ""
 
 
 def _widths(found: Groups, done: Removal) -> Iterator[tuple[str, str, int, int]]:

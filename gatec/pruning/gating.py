@@ -15,7 +15,7 @@ from gatec.errors import GatecError
 from gatec.history import remember
 from gatec.pruning.forms import ChannelGate
 from gatec.pruning.forms import form as form_named
-from gatec.pruning.group import Group, Groups, found_in, groups
+from gatec.pruning.group import Group, Groups, alike, found_in, groups
 from gatec.pruning.keeping import equal_widths
 from gatec.pruning.masking import FACTOR, SHUT, SILENT, Mask, mask
 from gatec.pruning.plan import owners
@@ -117,7 +117,7 @@ def _alike(chosen: list[Group]) -> list[list[str]]:
     """Groups whose members have the same names but for their numbers: those of one kind in all layers."""
     found: dict[Any, list[str]] = {}
     for group in chosen:
-        key = group.size, tuple(sorted(re.sub(r"\d+", "*", str(m)) for m in group.members))
+        key = group.size, tuple(sorted(alike(str(m)) for m in group.members))
         found.setdefault(key, []).append(group.name)
     return [names for names in found.values() if len(names) > 1]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -131,7 +132,7 @@ def found_in(model: nn.Module, walk: Walk) -> Groups:
 def _groups(model: nn.Module, walk: Walk) -> Iterator[Group]:
     members: dict[Atom, list[Member]] = {}
     learned = dict(model.named_parameters())
-    unreached = [n for n in learned if learned[n] not in walk.reached]
+    missed = {alike(n): n for n in unreached(model, walk)}
     for name, dims in walk.tensors.items():
         for dim, one in enumerate(dims):
             for atom, at in slots(one).items():
@@ -141,13 +142,23 @@ def _groups(model: nn.Module, walk: Walk) -> Iterator[Group]:
     for atom, own in members.items():
         if not any(m.learned for m in own) or KERNEL in atom.pins:
             continue
-        why = next(iter(atom.pins), "") or _missing(own, unreached)
+        why = next(iter(atom.pins), "") or _missing(own, missed)
         yield Group(_name(own, names), _kind(atom), atom.size, tuple(own), why, tuple(atom.facts), atom)
 
 
-def _missing(own: list[Member], unreached: list[str]) -> str:
-    """Something that the forward has not come by, beside what it has, may count on the size."""
-    here = [m.name for m in own if m.name in unreached]
+def unreached(model: nn.Module, walk: Walk) -> list[str]:
+    """Parameters that the forward has not come by."""
+    return [name for name, value in model.named_parameters() if value not in walk.reached]
+
+
+def alike(name: str) -> str:
+    """The name of a parameter with every number left open: one for all experts, or all layers."""
+    return re.sub(r"\d+", "*", name)
+
+
+def _missing(own: list[Member], missed: dict[str, str]) -> str:
+    """What the forward has not come by may count on the size of what it has: an expert that no token chose, a branch."""
+    here = [missed[alike(m.name)] for m in own if alike(m.name) in missed]
     return f"the forward has not come by {here[0]}" if here else ""
 
 
