@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map_only
 
 from gatec.axes import Atom, Axis, Walk, leaves, told, walked
 from gatec.pruning.exact import exactly
-from gatec.pruning.group import Groups, found_in
+from gatec.pruning.group import Groups, alike, found_in
 from gatec.pruning.keeping import Closed, by_size, equal_widths, left
 from gatec.pruning.plan import Plan
 from gatec.pruning.solving import Calls, Solver, Unsolved, recorded
@@ -67,6 +67,7 @@ def removal(model: nn.Module, closed: Masks, args: Any, kwargs: Any, *, exact: f
             if drift <= exact:
                 return Removal(solver.plan, masks, stays, walk, atoms(groups, masks), drift)
             gone, why = _by_rank(groups, list(masks)), f"the model's output would move by {drift:.1e}"
+        gone = _with_alike(groups, masks, gone, stays)
         stays |= dict.fromkeys(gone, why)
         masks = {n: m for n, m in masks.items() if n not in gone}
         evened.failed()
@@ -152,6 +153,14 @@ def _given_up(groups: Groups, masks: Masks, walk: Walk, e: Unsolved) -> list[str
     """The groups whose slots go inside of the module that cannot be mended, those first that are given up first."""
     inside = {atom for axes in walk.numbers.get(e.path, {}).values() for a in axes for atom in leaves(a)}
     return _by_rank(groups, [g.name for g in groups if g.name in masks and g.atom in inside] or list(masks))
+
+
+def _with_alike(groups: Groups, masks: Masks, gone: list[str], stays: Mapping[str, str]) -> list[str]:
+    """And those that are the same in other layers, once two layers have shown that they cannot go."""
+    looks = {g.name: (g.size, tuple(sorted(alike(str(m)) for m in g.members))) for g in groups}
+    before = [looks[n] for n in stays if n not in masks]
+    hopeless = {looks[n] for n in gone if looks[n] in before}
+    return [*gone, *(n for n in masks if n not in gone and looks[n] in hopeless)]
 
 
 def _by_rank(groups: Groups, names: list[str]) -> list[str]:
