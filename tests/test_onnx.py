@@ -16,7 +16,7 @@ from gatec.errors import GatecError
 from gatec.grouped import grouped_linear
 from gatec.onnx import Exported, export, parity, register_decomposition, register_translation, write
 from gatec.onnx.operators import DECOMPOSITIONS, TRANSLATIONS, op
-from gatec.onnx.translate import check
+from gatec.onnx.translate import Target, check
 
 E, K, D, M, V = 4, 2, 16, 24, 99  # experts, experts per token, width, width of one expert, words
 
@@ -509,7 +509,7 @@ ERRORS = {
         "a file that onnxruntime loads\n  found ...\n  try   opset=20; a bfloat16 model as model.float()",
     ),
     "foreign": (
-        lambda p: check(with_foreign_node(), 20),
+        lambda p: check(with_foreign_node(), Target(20)),
         "a file of standard operators at opset 20\n  found opset 18, operators of com.microsoft\n  try   opset=20",
     ),
 }
