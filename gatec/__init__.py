@@ -56,7 +56,7 @@ from gatec.parallel import Experts, ep_plan, expert_parallel, tp_plan, transform
 from gatec.partition import Coactivation, balanced_clusters, order, weight_features  # noqa: E402
 from gatec.pipeline import convert, convert_, gate_parameters, load, why  # noqa: E402
 from gatec.program import Edit  # noqa: E402
-from gatec.pruning import Group, Groups, budget, channel_gates, close, groups, prune  # noqa: E402
+from gatec.pruning import Group, Groups, budget, channel_gates, close, groups, prune, remapped  # noqa: E402
 from gatec.recurrence import linear_recurrence  # noqa: E402
 from gatec.report import Report, report  # noqa: E402
 from gatec.rerolling import reroll, reroll_  # noqa: E402
@@ -72,7 +72,7 @@ __version__ = "0.1.0"
 __all__ = [  # noqa: RUF022 - in the order in which a reader meets them
     # what a user calls
     "scan", "why", "convert", "convert_", "upcycle", "fuse", "fuse_", "reroll", "reroll_", "compact", "revert", "eject",
-    "groups", "prune", "close", "budget", "channel_gates", "export", "save", "load", "report", "gates", "explain",
+    "groups", "prune", "close", "budget", "channel_gates", "remapped", "export", "save", "load", "report", "gates", "explain",
     "kernels_of", "tune", "gate_parameters", "backend",
     "losses", "health", "watching", "task", "anneal", "GradientRouting",
     "merge", "measure", "calibrate", "share_blocks",

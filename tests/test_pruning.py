@@ -138,6 +138,40 @@ def test_gates_and_weights_learn(build, x, form):
     assert {id(p) for p in gatec.gate_parameters(gated)} == {id(g.weight) for g in gatec.channel_gates(gated).values()}
 
 
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD])
+def test_an_optimizer_goes_on(kind):
+    """What is left is trained as it would have been with the closed slots beside it."""
+    x = TOKENS.double()
+    gated = gatec.prune(made(tower), x, kinds=["channels"])
+    rest = [p for n, p in gated.named_parameters() if not n.startswith("channel_gates")]
+    options = {"momentum": 0.9} if kind is torch.optim.SGD else {}
+    optimizer = kind([{"params": rest, "lr": 0.01, **options}, {"params": gatec.gate_parameters(gated), "lr": 0.1}])
+    for _ in range(3):
+        optimizer.zero_grad()
+        gated(x).square().sum().backward()
+        optimizer.step()
+    half(gated)
+    small = gatec.compact(gated, x)
+    other = gatec.remapped(optimizer, gated, small)
+    assert [len(g["params"]) for g in other.param_groups] == [len(rest)] and other.param_groups[0]["lr"] == 0.01
+    gates = gatec.gate_parameters(gated)
+    for model, its in ((gated, optimizer), (small, other)):
+        its.zero_grad()
+        model(x).square().sum().backward()
+        for gate in gates:
+            gate.grad = None
+        its.step()
+    assert distance(small(x), gated(x)) < 1e-12
+
+
+def test_an_optimizer_of_another_model_is_told():
+    x = TOKENS.double()
+    gated = half(gatec.prune(made(tower), x))
+    small = gatec.compact(gated, x)
+    with pytest.raises(gatec.GatecError, match="an optimizer of the parameters of this Sequential"):
+        gatec.remapped(torch.optim.SGD(made(tower).parameters(), 0.1), gated, small)
+
+
 def test_a_closed_gate_still_learns():
     """Where nobody but readers looks at a slot, its gate sees what it would give, and may open again."""
     x = torch.randn(64, 16, generator=torch.Generator().manual_seed(0))

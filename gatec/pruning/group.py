@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from gatec.axes import KERNEL, Atom, Walk, slots, walked
+from gatec.errors import GatecError
 from gatec.inputs import example_inputs
 from gatec.report.drawing import widths
 
@@ -112,7 +113,16 @@ def groups(model: nn.Module, inputs: Any = None) -> Groups:
     operators that compute make the axes equal that they align. An operator that is not known is no element-wise one:
     what it reads cannot be removed, and the group says so. `print(groups)` lists them, `groups.graph()` is a networkx graph.
     """
-    return found_in(model, walked(model, *arguments(model, inputs)))
+    if not isinstance(model, nn.Module):
+        raise GatecError("a torch.nn.Module", found=type(model).__name__)
+    args, kwargs = arguments(model, inputs)
+    try:
+        walk = walked(model, args, kwargs)
+    except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError) as e:
+        said = f"{type(e).__name__}: {(str(e).splitlines() or [''])[0][:160]}"
+        raise GatecError(f"example inputs that {type(model).__name__} takes", found=said,
+                         hint="gatec.groups(model, inputs) with what model(...) runs on") from e  # fmt: skip
+    return found_in(model, walk)
 
 
 def arguments(model: nn.Module, inputs: Any) -> tuple[Any, Any]:

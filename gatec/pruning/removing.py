@@ -59,6 +59,7 @@ def removal(model: nn.Module, closed: Masks, args: Any, kwargs: Any, *, exact: f
             with exactly():
                 drift = distance(told(solver.run(args, kwargs)), wanted)
         except Unsolved as e:
+            evened.past(e.path)
             if not e.runs and evened.more(e.path, masks, set(atoms(groups, masks))):
                 continue
             masks = evened.before or masks
@@ -102,6 +103,11 @@ class Evened:
             if type(module) is kind:
                 self.rules += _alike(self.walk, other, closing)
         return True
+
+    def past(self, path: str) -> None:
+        """Another module does not run now: what was tried has mended the one before."""
+        if self.trying and self.trying[0] != path:
+            self.trying, self.before = [], {}
 
     def failed(self) -> None:
         """What was tried last did not help."""
