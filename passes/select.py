@@ -21,6 +21,10 @@ def embedded(ids: Tensor, table: nn.Embedding):
 def check(site, table, *, start: float = 0.5) -> None:
     if not start > 0:
         raise GatecError("a start above 0, where rows are open", found=repr(start))
+    if type(table.module).forward is not nn.Embedding.forward:
+        site.refuse(
+            f"{type(table.module).__name__} has a forward of its own, which may look up something else than its ids"
+        )
 
 
 def after(site, here, ids, table, *, start: float = 0.5):
@@ -59,6 +63,20 @@ class Tables(Words):
         return super().forward(x) + self.other(x.abs().long() % 5).sum(-2)
 
 
+class Shifted(nn.Embedding):
+    def forward(self, mask):
+        return super().forward(mask.long().cumsum(-1) % 12)
+
+
+class Positions(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.out = Shifted(12, 8), nn.Linear(8, 8)
+
+    def forward(self, x):
+        return self.out(self.table(x.abs().round()).mean(-2))
+
+
 class Twice(Words):
     def forward(self, x):
         return super().forward(x) + super().forward(x + 1)
@@ -71,6 +89,7 @@ GATE = Gate(
         Case("one table", Words, X),
         Case("two tables", Tables, X, put=2, options={"start": 0.1}),
         Case("one table in two places", Twice, X, refuses="is called 2 times in one forward"),
+        Case("a table with a forward of its own", Positions, X, refuses="has a forward of its own"),
         Case("closed at first", Words, X, refuses="a start above 0, where rows are open", options={"start": -1.0}),
     ),
 )  # fmt: skip
