@@ -162,7 +162,6 @@ def halved():
 
 
 LEFT = {
-    "a forward of its own": (lambda: with_table(Scaled(12, 8)), "it is a Scaled, whose forward is its own"),
     "rows that move": (lambda: Words(max_norm=1.0), "it rescales its rows while it runs (max_norm)"),
     "a padding row that is not zero": (
         padded,
@@ -178,6 +177,11 @@ def test_tables_that_stay_whole(build, words):
     with pytest.raises(gatec.GatecError, match=r"^gatec: a unit that can be compacted") as caught:
         gatec.compact(model, inputs=IDS)
     assert words in str(caught.value) and torch.equal(model(IDS), before)
+
+
+def test_a_table_with_a_forward_of_its_own_is_left_at_conversion():
+    with pytest.raises(gatec.GatecError, match=r"found table: Scaled has a forward of its own"):
+        gatec.convert(with_table(Scaled(12, 8)), "select", inputs=IDS)
 
 
 def test_a_parametrized_table_is_left_at_conversion():
