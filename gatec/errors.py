@@ -18,6 +18,16 @@ class GatecError(Exception):
         return "\n".join([f"gatec: {self.wanted}", *(f"  {k:<6}{v}" for k, v in rows if v)])
 
 
+def first_line(error: BaseException) -> str:
+    """What an exception says, as far as it fits into a line."""
+    return next(iter(str(error).strip().splitlines()), "")[:160]
+
+
+def in_short(error: BaseException) -> str:
+    """The kind of an exception and its first line."""
+    return f"{type(error).__name__}: {first_line(error)}"
+
+
 class Refused(Exception):
     """One site was declined. Not an error: it becomes a line of the report."""
 

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from gatec.capture import unit_of
 from gatec.capture.unit import Unit
-from gatec.errors import GatecError, Refused
+from gatec.errors import GatecError, Refused, first_line
 from gatec.history import without
 from gatec.layers import Layer, attribute
 from gatec.match.terms import join
@@ -76,7 +76,7 @@ def _merged(program: Program, path: str, unit: Unit, rewrite: Rewrite, undo: lis
             raise Refused(f"the result would differ from the gated model by {drift:.1e}")
     except (Refused, RuntimeError, ValueError) as e:
         back(steps)
-        return Edit("merge", name, "left", str(e).splitlines()[0])
+        return Edit("merge", name, "left", first_line(e))
     undo.extend(steps)
     return Edit("merge", name, "put", "", drift, f"{probe.note}; {rewrite.name} is part of the weights")
 

@@ -33,6 +33,18 @@ def example_inputs(model: nn.Module, inputs: Any = None) -> Inputs:
     return made
 
 
+def one_call(model: nn.Module, inputs: Any = None) -> Inputs:
+    """`example_inputs` without a cache, which would outlive the call."""
+    args, kwargs = example_inputs(model, inputs)
+    if keeps_cache(model):
+        kwargs.setdefault("use_cache", False)
+    return args, kwargs
+
+
+def keeps_cache(model: nn.Module) -> bool:
+    return "use_cache" in inspect.signature(model.forward).parameters
+
+
 def batches(data: Any) -> Iterable[Any]:
     """Of calibration data: one batch, or many."""
     found: Iterable[Any] = [data] if isinstance(data, (Tensor, Mapping)) else data
@@ -103,7 +115,7 @@ def _transformers(model: nn.Module) -> Inputs | None:
     for name, part in _companions(model, config):
         if name in takes and name not in kwargs:
             kwargs[name] = BUILDERS[name](make, part)
-    if "use_cache" in takes:
+    if keeps_cache(model):
         kwargs["use_cache"] = False
     return (), kwargs
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -19,12 +18,12 @@ from gatec.catalog import Step, Tool, steps
 from gatec.catalog import gate as gate_named
 from gatec.dealing import dealt
 from gatec.embeddings import ROWS, narrowed
-from gatec.errors import GatecError
+from gatec.errors import GatecError, in_short
 from gatec.gate import Gate
 from gatec.history import fill, read, remember, shapes
-from gatec.inputs import example_inputs
+from gatec.inputs import one_call
 from gatec.program import Edit, Program
-from gatec.pruning import Plan, arguments, carried_out, channel_gates, gated_again, has_gates
+from gatec.pruning import Plan, carried_out, channel_gates, gated_again, has_gates
 from gatec.report import Report, attach
 from gatec.rewrite import added, back, put
 from gatec.shrink import HIDDEN, shrink
@@ -110,7 +109,7 @@ def load(folder: str | Path, model: Model, *, inputs: Any = None, gates: Iterabl
             remember(model, line, [])
             continue
         if "channels" in line:
-            model = gated_again(model, line, arguments(model, inputs))
+            model = gated_again(model, line, one_call(model, inputs))
             continue
         if "compact" in line:
             _compacted(model, line, folder, inputs)
@@ -168,14 +167,12 @@ def prepare(model: nn.Module, inputs: Any) -> Program:
         raise GatecError("a torch.nn.Module", found=type(model).__name__, hint="gatec.zoo.load builds models from text")
     together(model)
     finite(model, type(model).__name__)
-    args, kwargs = example_inputs(model, inputs)
-    if "use_cache" in inspect.signature(model.forward).parameters:
-        kwargs.setdefault("use_cache", False)  # a cache would outlive the recorded forward
+    args, kwargs = one_call(model, inputs)
     try:
         with _without_data(model) as fake:
             return Program.of(model, *fake((args, kwargs)))
     except Exception as e:
-        raise GatecError(f"example inputs that {type(model).__name__} takes", found=_first_line(e),
+        raise GatecError(f"example inputs that {type(model).__name__} takes", found=in_short(e),
                          hint="gatec.convert(model, ..., inputs=...) with what model(...) runs on") from e  # fmt: skip
 
 
@@ -187,10 +184,6 @@ def _without_data(model: nn.Module) -> Iterator[Callable[[Any], Any]]:
         return
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         yield lambda value: tree_map_only(Tensor, lambda t: mode.from_tensor(t.to("meta")), value)
-
-
-def _first_line(e: Exception) -> str:
-    return f"{type(e).__name__}: {next(iter(str(e).splitlines()), '')[:160]}"
 
 
 def _pattern(only: str | None) -> re.Pattern[str] | None:

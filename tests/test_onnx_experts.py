@@ -14,8 +14,9 @@ from torch.nn import functional as F
 
 import gatec
 from gatec import GatecError
+from gatec.capture import evaluating
 from gatec.grouped import grouped_linear
-from gatec.onnx.flat import evaluating, flatten
+from gatec.onnx.flat import flatten
 from gatec.onnx.mixtures import merge
 from gatec.onnx.signs import nonnegative
 from gatec.onnx.translate import decomposed, quiet, traced
@@ -89,7 +90,7 @@ class Spelled(nn.Module):
 
 
 def program_of(model: nn.Module, x: Tensor = X) -> torch.export.ExportedProgram:
-    with evaluating(model):
+    with torch.no_grad(), evaluating(model):
         flat, tensors = flatten(model, x)
         flat(*tensors.values())  # what a rewritten model captures, it captures outside of a trace
         return decomposed(traced(flat, tensors, []))

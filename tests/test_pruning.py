@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_map_only
 
 import gatec
-from gatec.pruning import FORMS, arguments
+from gatec.inputs import one_call
+from gatec.pruning import FORMS
 from gatec.pruning.exact import exactly
 from gatec.verify import distance
 from gatec.zoo import load
@@ -395,12 +396,12 @@ def doubled(value):
 def test_other_peoples_models(spec):
     """Gates everywhere, half of all slots closed: what is left computes the same, and 95 % of the numbers were in reach."""
     model = load(spec).double()
-    args, kwargs = tree_map_only(torch.Tensor, doubled, arguments(model, None))
+    args, kwargs = tree_map_only(torch.Tensor, doubled, one_call(model, None))
     given = kwargs or args
     assert gatec.groups(model, given).covered >= 0.95
     gated = half(gatec.prune(model, given), share=0.4)
     small = gatec.compact(gated, given)
-    args, kwargs = arguments(model, given)
+    args, kwargs = one_call(model, given)
     with torch.no_grad(), exactly():
         found, wanted = small(*args, **kwargs), gated(*args, **kwargs)
     found, wanted = (getattr(o, "logits", getattr(o, "logits_per_image", o)) for o in (found, wanted))

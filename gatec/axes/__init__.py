@@ -4,7 +4,7 @@ from gatec.axes import computing, moving
 from gatec.axes.atoms import Atom, Axis, Fact, flat, leaves, size
 from gatec.axes.computing import KERNEL
 from gatec.axes.places import slots
-from gatec.axes.walk import Walk, evaluating, told, walked
+from gatec.axes.walk import Walk, told, walked
 
 __all__ = [
     "KERNEL",
@@ -13,7 +13,6 @@ __all__ = [
     "Fact",
     "Walk",
     "computing",
-    "evaluating",
     "flat",
     "leaves",
     "moving",

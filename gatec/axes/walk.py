@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary, WeakTensorKeyDictionary
 
 from gatec.axes.atoms import Axis, Cut, axis, mark, pin, size
+from gatec.capture import evaluating
 
 Dims = list[Axis]
 Rule = Callable[..., Any]
@@ -198,18 +199,6 @@ def rule_of(func: Any) -> Rule | None:
     if plain in RULES:
         return RULES[plain]
     return RULES["pointwise"] if torch.Tag.pointwise in func.tags else None
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Inside, every module is in eval mode."""
-    training = {m: m.training for m in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, flag in training.items():
-            module.training = flag
 
 
 @contextmanager

@@ -1,8 +1,20 @@
 """From a live module and one call of it to a torch.fx graph that speaks only of that module's own forward."""
 
 from gatec.capture.applied import inside
-from gatec.capture.record import Call, record, untouched
+from gatec.capture.record import Call, evaluating, record, untouched
 from gatec.capture.tracer import Trace, trace
 from gatec.capture.unit import Nothing, Unit, install, unit_of
 
-__all__ = ["Call", "Nothing", "Trace", "Unit", "inside", "install", "record", "trace", "unit_of", "untouched"]
+__all__ = [
+    "Call",
+    "Nothing",
+    "Trace",
+    "Unit",
+    "evaluating",
+    "inside",
+    "install",
+    "record",
+    "trace",
+    "unit_of",
+    "untouched",
+]

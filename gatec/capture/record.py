@@ -109,6 +109,19 @@ def _watch(calls: list[Call], given: list[Any]) -> Any:
 
 
 @contextmanager
+def evaluating(*models: nn.Module) -> Iterator[None]:
+    """Inside, every module is in eval mode; every training flag comes back as it was."""
+    training = {module: module.training for model in models for module in model.modules()}
+    try:
+        for model in models:
+            model.eval()
+        yield
+    finally:
+        for module, was in training.items():
+            module.training = was
+
+
+@contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
     """Put back every buffer, plain attribute and random state that the body writes (BatchNorm does, in train mode)."""
     modules = list(model.modules())

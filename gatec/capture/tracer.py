@@ -29,7 +29,7 @@ from gatec.capture.stateless import stateless, tensors
 from gatec.capture.structure import FUNCTIONS, PLAIN, flatten, foreign, rebuild, twins
 from gatec.capture.values import Number, Opaque, Value, where
 from gatec.capture.watchdog import Endless, monotonic, watchdog
-from gatec.errors import Refused
+from gatec.errors import Refused, in_short
 
 STEPS = 100_000  # nodes of one graph
 SECONDS = 60.0  # of one trace
@@ -385,9 +385,8 @@ def trace(module: nn.Module, forward: Callable[..., Any], call: Call,
             line = where(e.__traceback__)
             raise Refused(f"{e} ({line})" if line else str(e)) from None
         except Exception as e:
-            line = next(iter(str(e).splitlines()), "")
-            place = where(e.__traceback__)
-            raise Refused(f"the tracer met {type(e).__name__}: {line[:200]}" + (f" ({place})" if place else "")) from e
+            line = where(e.__traceback__)
+            raise Refused(f"the tracer met {in_short(e)}" + (f" ({line})" if line else "")) from e
     for node in graph.nodes:
         if node.op == "get_attr" and "val" not in node.meta:
             node.meta["val"] = tracer.examples.fake(operator.attrgetter(str(node.target))(module))

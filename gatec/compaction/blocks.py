@@ -10,7 +10,7 @@ from torch import nn
 from gatec.blocks import BLOCKS, PASSED, pass_by, removed, says_so, shifted
 from gatec.compaction.cached import Cached
 from gatec.compaction.kind import Gated, Kind
-from gatec.errors import Refused
+from gatec.errors import Refused, in_short
 from gatec.history import history, recall, without
 from gatec.program import Edit, Program
 from gatec.rewrite import Undo, back, take_out
@@ -86,7 +86,7 @@ class Work:
             except Refused as e:
                 why.append(str(e))
             except Exception as e:
-                why.append(f"without it the model raises {type(e).__name__}: {next(iter(str(e).splitlines()), '')}")
+                why.append(f"without it the model raises {in_short(e)}")
         left[path] = "; and ".join(dict.fromkeys(why))
         return {}
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
+from gatec.capture import evaluating
 from gatec.compaction import blocks, hidden, rows
 from gatec.errors import GatecError
-from gatec.onnx.flat import evaluating
 from gatec.pipeline import all_or_nothing, prepare
 from gatec.program import Edit
 from gatec.pruning import has_gates, narrow
@@ -35,7 +36,7 @@ def compact(model: Model, inputs: Any = None) -> Model:
             "a model with pruning gates", found=f"none in {type(model).__name__}", hint='gatec.convert(model, "prune")'
         )
     report, edits, moved = Report(()), list[Edit](), 0.0
-    with evaluating(model), all_or_nothing() as undo:
+    with torch.no_grad(), evaluating(model), all_or_nothing() as undo:
         if has_gates(model):
             report = narrow(model, inputs, undo)
             edits, moved = list(report.edits), report.drift or 0.0

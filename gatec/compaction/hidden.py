@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from gatec.compaction.kind import Gated, Kind
-from gatec.errors import Refused
+from gatec.errors import Refused, first_line
 from gatec.history import remember
 from gatec.program import Edit, Program
 from gatec.rewrite import Undo, back
@@ -38,7 +38,7 @@ def _unit(program: Program, gated: Gated, undo: Undo) -> Edit:
             raise Refused(f"the result would differ from the gated model by {drift:.1e}")
     except (Refused, RuntimeError, ValueError) as e:
         back(steps)
-        return Edit("compact", name, "left", str(e).splitlines()[0])
+        return Edit("compact", name, "left", first_line(e))
     undo.extend(steps)
     words = f"{int(closed.sum())} of {closed.numel()} units removed, drift {drift:.1e}{probe.note}"
     return Edit("compact", name, "put", words, drift)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from gatec.compaction.kind import Gated, Kind
 from gatec.embeddings import ROWS, Kept, kept, put, replaceable
-from gatec.errors import Refused
+from gatec.errors import Refused, first_line
 from gatec.history import remember, without
 from gatec.program import Edit, Program
 from gatec.rewrite import Undo, back, take_out
@@ -46,7 +46,7 @@ def _table(program: Program, gated: Gated, undo: Undo) -> Edit:
             raise Refused(f"the result would differ from the gated model by {drift:.1e}")
     except (Refused, RuntimeError, ValueError, IndexError) as e:
         back(steps)
-        return Edit("compact", path, "left", str(e).splitlines()[0])
+        return Edit("compact", path, "left", first_line(e))
     undo.extend(steps)
     gone = int((factors == 0).sum())
     return Edit("compact", path, "put", f"{gone} of {factors.numel()} rows removed, drift {drift:.1e}", drift)

@@ -22,6 +22,7 @@ from typing import IO, Any, cast
 import torch
 
 from gatec.dispatch.verify import Trial, Unproven, Wrong, verified
+from gatec.errors import in_short
 
 START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from gatec.dispatch.worker import serve; serve()"
 STARTING = 120.0  # seconds that importing torch may take on a busy machine
@@ -175,7 +176,7 @@ def answered(question: bytes, log: IO[bytes]) -> dict[str, Any]:
     try:
         longest, trial = pickle.loads(question)
     except Exception as e:  # of a function's module, which this process cannot import
-        return {"why": f"it cannot be read in another process: {_line(e)}", "over": False, "unanswered": True}
+        return {"why": f"it cannot be read in another process: {in_short(e)}", "over": False, "unanswered": True}
     # A thread in C: it works while a way holds Python, or waits for a device for ever.
     faulthandler.dump_traceback_later(longest, exit=True, file=log)
     try:
@@ -193,14 +194,10 @@ def _tried(trial: Trial) -> dict[str, Any]:
     except Wrong as e:
         return {"why": str(e), "over": False, "unanswered": False}
     except (Unproven, torch.OutOfMemoryError, MemoryError, OSError) as e:  # a full disk is not the way's fault
-        return {"why": _line(e), "over": on_device, "unanswered": True}
+        return {"why": in_short(e), "over": on_device, "unanswered": True}
     except Exception as e:
-        return {"why": _line(e), "over": on_device, "unanswered": False}
+        return {"why": in_short(e), "over": on_device, "unanswered": False}
     return {"why": RIGHT, "over": False, "unanswered": False}
-
-
-def _line(e: Exception) -> str:
-    return f"{type(e).__name__}: {next(iter(str(e).strip().splitlines()), '')[:200]}"
 
 
 def _orphaned(parent: int) -> None:

@@ -13,7 +13,7 @@ from rich.progress import track
 from torch import Tensor, nn
 from torch._subclasses import FakeTensor
 
-from gatec.capture import unit_of, untouched
+from gatec.capture import evaluating, unit_of, untouched
 from gatec.errors import GatecError
 from gatec.inputs import batches
 from gatec.moe.blocks import Reached
@@ -53,17 +53,12 @@ def calibrate(
     if not given:
         raise GatecError("batches to fit routers on", found="none", hint="gatec.calibrate(model, [batch, ...])")
     before = ""
-    training = {module: module.training for module in model.modules()}
-    try:
-        model.eval()
+    with evaluating(model):
         stream = Stream(model, given)
         for site in told(sites(model), progress):
             x = inputs(stream, site, tokens, seed)
             before = keyed(site, x, options, before)
             fit(site, x, options, Path(folder) if folder is not None else None, before)
-    finally:
-        for module, was in training.items():
-            module.training = was
     return model
 
 

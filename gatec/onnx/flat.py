@@ -3,12 +3,11 @@
 import copy
 import inspect
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 
-import torch
 from torch import Tensor, nn
 
 from gatec.errors import GatecError
+from gatec.inputs import keeps_cache
 
 Inputs = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]
 
@@ -70,10 +69,6 @@ def parameter_names(model: nn.Module, count: int) -> list[str]:
     return names[:count]
 
 
-def keeps_cache(model: nn.Module) -> bool:
-    return "use_cache" in inspect.signature(model.forward).parameters
-
-
 def leaves(value: object, name: str) -> Iterator[tuple[str, Tensor]]:
     """Every tensor of a nested output, named by its path; what is no tensor is left out."""
     if isinstance(value, Tensor):
@@ -85,19 +80,6 @@ def leaves(value: object, name: str) -> Iterator[tuple[str, Tensor]]:
         keys = getattr(value, "_fields", [f"{name or 'output'}_{i}" for i in range(len(value))])
         for key, item in zip(keys, value, strict=True):
             yield from leaves(item, key)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode without gradients; every training flag comes back as it was."""
-    flags = {module: module.training for module in model.modules()}
-    try:
-        with torch.no_grad():
-            model.eval()
-            yield
-    finally:
-        for module, training in flags.items():
-            module.training = training
 
 
 def twin(model: nn.Module) -> nn.Module:

@@ -7,7 +7,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from gatec.errors import GatecError
+from gatec.errors import GatecError, first_line
 from gatec.onnx.axes import Axis, Tensors, axes_of, resized
 from gatec.onnx.flat import Flat
 from gatec.onnx.remedies import Remedy, chain, remedied
@@ -62,7 +62,7 @@ def attempted(flat: Flat, tensors: Tensors, axes: list[Axis], target: Target) ->
         waiting = [r for r in (free, *waiting) if len(r) < len(rung)]
     raise GatecError(
         "a model that torch.export traces and torch.onnx translates",
-        found=str(failures[-1]).strip().splitlines()[0],
+        found=first_line(failures[-1]),
         where=type(flat.model).__name__,
         hint="torch.export.export on the model alone shows the whole story",
     ) from failures[-1]

@@ -9,15 +9,17 @@ from pathlib import Path
 
 import onnx
 import onnx_ir as ir
+import torch
 from onnx_ir.passes import common
 from torch import Tensor, nn
 
-from gatec.errors import GatecError
+from gatec.capture import evaluating
+from gatec.errors import GatecError, first_line
 from gatec.inputs import example_inputs
 from gatec.onnx import skipping
 from gatec.onnx.axes import Axis, Tensors, resized
 from gatec.onnx.exported import Exported
-from gatec.onnx.flat import Flat, Inputs, evaluating, flatten
+from gatec.onnx.flat import Flat, Inputs, flatten
 from gatec.onnx.free import attempted, moving, unheld
 from gatec.onnx.parity import distance, proven, runtime
 from gatec.onnx.plain import plain
@@ -53,7 +55,7 @@ def export(
         raise GatecError(f"an opset from {OPSETS[0]} to {OPSETS[-1]}", found=str(opset), hint="opset=20")
     if experts not in EXPERTS:
         raise GatecError(f"experts as one of {', '.join(EXPERTS)}", found=repr(experts), hint='experts="standard"')
-    with evaluating(model):
+    with torch.no_grad(), evaluating(model):
         inputs = guessed(model) if inputs is None else inputs
         flat, tensors = flatten(model, inputs)
         repeatable(flat, tensors)
@@ -153,7 +155,7 @@ def saved(model: ir.Model, file: Path) -> Path:
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise GatecError(
             "a file that onnx.checker accepts",
-            found=str(error).strip().splitlines()[0],
+            found=first_line(error),
             hint="another opset=; a bfloat16 model as model.float()",
         ) from error
     return file

@@ -11,14 +11,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from gatec.axes import evaluating, told
-from gatec.capture import untouched
-from gatec.errors import GatecError
+from gatec.axes import told
+from gatec.capture import evaluating, untouched
+from gatec.errors import GatecError, first_line
 from gatec.history import forgotten, remember
+from gatec.inputs import one_call
 from gatec.program import Edit
 from gatec.pruning.configuring import configured
 from gatec.pruning.gating import GATES, closed
-from gatec.pruning.group import Groups, arguments, groups, unreached
+from gatec.pruning.group import Groups, groups, unreached
 from gatec.pruning.masking import masked, unmask
 from gatec.pruning.plan import Plan, carried_out
 from gatec.pruning.removing import Removal, removal
@@ -30,7 +31,7 @@ RUNS = 5  # forwards that are timed, each way
 
 def narrow(model: nn.Module, inputs: Any, undo: list[Callable[[], Any]]) -> Report:
     """Fold the gates of a model into its weights and remove what is closed, in place; what came of each group."""
-    args, kwargs = arguments(model, inputs)
+    args, kwargs = one_call(model, inputs)
     masks = {name: np.asarray(mask) for name, mask in closed(model).items()}
     before, slow = timed(model, args, kwargs)
     for _, module in list(masked(model)):
@@ -46,7 +47,7 @@ def narrow(model: nn.Module, inputs: Any, undo: list[Callable[[], Any]]) -> Repo
     try:
         after, fast = timed(model, args, kwargs)
     except (RuntimeError, ValueError) as e:
-        raise GatecError("sizes that the model's operators take", found=str(e).splitlines()[0][:160],
+        raise GatecError("sizes that the model's operators take", found=first_line(e),
                          hint="gatec.close(model, to=..., multiple=8) keeps multiples of 8") from e  # fmt: skip
     drift = distance(told(after), told(before))
     forgotten(model, "channels")

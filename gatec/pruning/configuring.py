@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from gatec.axes import Walk, evaluating, told
+from gatec.axes import Walk, told
 from gatec.blocks.configs import on_meta
+from gatec.capture import evaluating
 from gatec.capture.spies import refill
 from gatec.pruning.keeping import Closed, left
 from gatec.pruning.plan import Plan
@@ -98,7 +99,7 @@ def _same(model: nn.Module, config: Any, args: Any, kwargs: Any) -> bool:
         with torch.random.fork_rng():
             built = kind(config).to(next(model.parameters()).dtype)
         built.load_state_dict(model.state_dict())
-        with torch.no_grad(), evaluating(model), evaluating(built):
+        with torch.no_grad(), evaluating(model, built):
             moved = distance(told(built(*args, **kwargs)), told(model(*args, **kwargs)))
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError):
         return False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,8 +13,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from gatec.axes import KERNEL, Atom, Walk, slots, walked
-from gatec.errors import GatecError
-from gatec.inputs import example_inputs
+from gatec.errors import GatecError, in_short
+from gatec.inputs import one_call
 from gatec.report.drawing import widths
 
 KINDS = {"batch": "heads", "groups": "groups", "scaled": "head dims", "dotted": "head dims", "mixed": "head dims"}
@@ -115,22 +114,13 @@ def groups(model: nn.Module, inputs: Any = None) -> Groups:
     """
     if not isinstance(model, nn.Module):
         raise GatecError("a torch.nn.Module", found=type(model).__name__)
-    args, kwargs = arguments(model, inputs)
+    args, kwargs = one_call(model, inputs)
     try:
         walk = walked(model, args, kwargs)
     except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError) as e:
-        said = f"{type(e).__name__}: {(str(e).splitlines() or [''])[0][:160]}"
-        raise GatecError(f"example inputs that {type(model).__name__} takes", found=said,
+        raise GatecError(f"example inputs that {type(model).__name__} takes", found=in_short(e),
                          hint="gatec.groups(model, inputs) with what model(...) runs on") from e  # fmt: skip
     return found_in(model, walk)
-
-
-def arguments(model: nn.Module, inputs: Any) -> tuple[Any, Any]:
-    """The arguments of one call; a cache would outlive it."""
-    args, kwargs = example_inputs(model, inputs)
-    if "use_cache" in inspect.signature(model.forward).parameters:
-        kwargs.setdefault("use_cache", False)
-    return args, kwargs
 
 
 def found_in(model: nn.Module, walk: Walk) -> Groups:

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from gatec.axes import Axis, Walk, leaves
+from gatec.errors import in_short
 from gatec.pruning.folds import Fold, folds, norm_folds
 from gatec.pruning.keeping import Closed, cuts, kept, left
 from gatec.pruning.norms import narrowed, ways
@@ -216,7 +217,7 @@ class Trial:
         try:
             apart = _apart(tensors(self.forward(*given)), wanted)
         except FAILURES as e:
-            self.why = e.why if isinstance(e, Unsolved) else _said(e)
+            self.why = e.why if isinstance(e, Unsolved) else in_short(e)
         else:
             if apart <= CLOSE:
                 self.solver.solved[self.path] = way
@@ -239,10 +240,6 @@ def _with(args: Any, kwargs: Any, values: list[Tensor]) -> Any:
 
 
 FAILURES = (Unsolved, RuntimeError, ValueError, TypeError, IndexError, AssertionError, ZeroDivisionError, KeyError)
-
-
-def _said(e: Exception) -> str:
-    return f"{type(e).__name__}: {(str(e).splitlines() or [''])[0][:120]}"
 
 
 def _apart(found: list[Tensor], wanted: list[Tensor]) -> float:

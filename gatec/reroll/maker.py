@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from gatec.errors import Refused
+from gatec.errors import Refused, first_line
 from gatec.tidy import example
 
 
@@ -32,7 +32,7 @@ class Maker:
         try:
             new.meta["val"] = example(self.module, new, self.mode)
         except (RuntimeError, ValueError, TypeError, IndexError) as e:
-            raise Refused(f"all steps at once: {next(iter(str(e).splitlines()), '')[:160]}") from e
+            raise Refused(f"all steps at once: {first_line(e)}") from e
         if rolled:
             self.rolled.add(new)
         return new
