@@ -218,10 +218,9 @@ def cloned(values: Any) -> Any:
     return _mapped(values, lambda t: t.detach().clone())
 
 
-def doubled(call: Call) -> Call:
-    """The same call with floating tensors in float64."""
-    args, kwargs = _mapped((call.args, call.kwargs), lambda t: t.double() if t.is_floating_point() else t)
-    return Call(args, kwargs)
+def doubled(values: Any) -> Any:
+    """The same values with floating tensors in float64."""
+    return _mapped(values, lambda t: t.double() if t.is_floating_point() else t)
 
 
 def _mapped(values: Any, change: Callable[[Tensor], Tensor]) -> Any:

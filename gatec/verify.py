@@ -98,7 +98,7 @@ class Probe:
 def _run(module: nn.Module, call: Call, double: bool) -> Any:
     if not double:
         return _called(module, call)
-    return _called(copy.deepcopy(module).double(), doubled(call))
+    return _called(copy.deepcopy(module).double(), Call(*doubled((call.args, call.kwargs))))
 
 
 def _doubled_bytes(module: nn.Module) -> int:

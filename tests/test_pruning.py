@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils._pytree import tree_map_only
 
 import gatec
 from gatec.inputs import one_call
+from gatec.program import doubled
 from gatec.pruning import FORMS
 from gatec.pruning.exact import exactly
 from gatec.verify import distance
@@ -388,15 +388,11 @@ MORE = [
 ]  # fmt: skip
 
 
-def doubled(value):
-    return value.double() if value.is_floating_point() else value
-
-
 @pytest.mark.parametrize("spec", [*FAMILIES, *(pytest.param(m, marks=pytest.mark.sweep) for m in MORE)])
 def test_other_peoples_models(spec):
     """Gates everywhere, half of all slots closed: what is left computes the same, and 95 % of the numbers were in reach."""
     model = load(spec).double()
-    args, kwargs = tree_map_only(torch.Tensor, doubled, one_call(model, None))
+    args, kwargs = doubled(one_call(model, None))
     given = kwargs or args
     assert gatec.groups(model, given).covered >= 0.95
     gated = half(gatec.prune(model, given), share=0.4)

@@ -38,6 +38,7 @@ ROWS = [row.split() for row in [
     "zoo",
     "bench demo",
     "cli",
+    "__main__",
 ]]  # fmt: skip
 HEIGHT = {room: height for height, row in enumerate(ROWS) for room in row}
 # A package that gatec can do without is imported where it is needed, so that `import gatec` works.

@@ -156,17 +156,13 @@ def reduction(walk: Walk, out: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any
     outs = [out] if isinstance(out, Tensor) else list(out)
     dims, chosen = walk.of(x), _over(walk, x, outs[0], args, kwargs)
     for n in chosen:
-        reduced(walk, dims[n])
+        mark(dims[n], "norm", walk.where)
     left = (
         [() if n in chosen else d for n, d in enumerate(dims)]
         if outs[0].dim() == x.dim()
         else [d for n, d in enumerate(dims) if n not in chosen]
     )
     return left if isinstance(out, Tensor) else [left for _ in outs]
-
-
-def reduced(walk: Walk, dim: Axis) -> None:
-    mark(dim, "norm", walk.where)
 
 
 def _over(walk: Walk, x: Tensor, out: Tensor, args: Any, kwargs: Any) -> list[int]:

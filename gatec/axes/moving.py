@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from gatec.axes.atoms import Atom, Axis, Cut, axis, narrow, pin, size, split, summed, unify
@@ -26,19 +28,12 @@ def view(walk: Walk, out: Tensor, x: Tensor, *_: Any, **__: Any) -> Any:
     while after:
         old: Dims = [before.pop(0)] if before else [()]
         new = [after.pop(0)]
-        while (a := size(x for d in old for x in d)) != (b := _product(new)):
+        while (a := size(x for d in old for x in d)) != (b := math.prod(new)):
             if a < b:
                 old.append(before.pop(0))
             else:
                 new.append(after.pop(0))
         found += _cut([x for d in old for x in d], new)
-    return found
-
-
-def _product(sizes: Sequence[int]) -> int:
-    found = 1
-    for n in sizes:
-        found *= n
     return found
 
 
@@ -240,10 +235,7 @@ def index(walk: Walk, out: Tensor, x: Tensor, indices: Sequence[Tensor | None]) 
     """Dimensions that are indexed go, those of the indices come: in their place, or in front where they lie apart."""
     dims, why = walk.of(x), "its rows are looked up by number"
     indices = [*indices, *[None] * (x.dim() - len(indices))]
-    if any(
-        i is not None and i.dtype.is_floating_point is False and str(i.dtype) in ("torch.bool", "torch.uint8")
-        for i in indices
-    ):
+    if any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in indices):
         raise Cut
     taken = [n for n, i in enumerate(indices) if i is not None]
     for n in taken:

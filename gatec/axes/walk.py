@@ -36,8 +36,11 @@ class Walk(TorchDispatchMode):
     """Watches a model's operators; `tensors` are the axes of its parameters and buffers by name.
 
     `numbers` are the axes that were met inside of each module, by their size: what the module's own sizes may stand for;
-    `widths` those that are contracted batch by batch, as heads are.
+    `widths` those that are contracted batch by batch, as heads are; `contracted` the (parameter, dimension) pairs that are
+    contracted with what flows in; `out` is what the model returned.
     """
+
+    out: Any
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -133,10 +136,6 @@ class Walk(TorchDispatchMode):
             for atom in dim if len(dim) > 1 else ():
                 numbers.setdefault(atom.size, {}).setdefault((atom,))
 
-    def reads(self, name: str, dim: int) -> bool:
-        """Whether a parameter's dimension is contracted with what flows in."""
-        return (name, dim) in self.contracted
-
     def contract(self, value: Tensor, dim: int, macs: int) -> None:
         """A dimension of a tensor is contracted, at a cost of so many multiplications; a parameter's is remembered."""
         name = self.stored.get(value.untyped_storage().data_ptr())
@@ -222,8 +221,8 @@ def walked(model: nn.Module, args: Any, kwargs: Any, watch: Watch | None = None)
         if isinstance(value, Tensor):
             walk.known[value] = [axis(n, "it is as long as an input") for n in value.shape]
     with torch.no_grad(), evaluating(model), spelled_out(), walk.inside(), walk:
-        out = model(*args, **kwargs)
-    for value in tree_leaves(told(out)):
+        walk.out = model(*args, **kwargs)
+    for value in tree_leaves(told(walk.out)):
         if isinstance(value, Tensor):
             walk.pay(value)
             for dim in walk.of(value):

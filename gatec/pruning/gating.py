@@ -15,7 +15,7 @@ from gatec.errors import GatecError
 from gatec.history import remember
 from gatec.pruning.forms import ChannelGate
 from gatec.pruning.forms import form as form_named
-from gatec.pruning.group import Group, Groups, alike, found_in, groups
+from gatec.pruning.group import Group, Groups, found_in, groups
 from gatec.pruning.keeping import equal_widths
 from gatec.pruning.masking import FACTOR, SHUT, SILENT, Mask, mask
 from gatec.pruning.plan import owners
@@ -117,8 +117,7 @@ def _alike(chosen: list[Group]) -> list[list[str]]:
     """Groups whose members have the same names but for their numbers: those of one kind in all layers."""
     found: dict[Any, list[str]] = {}
     for group in chosen:
-        key = group.size, tuple(sorted(alike(str(m)) for m in group.members))
-        found.setdefault(key, []).append(group.name)
+        found.setdefault(group.look, []).append(group.name)
     return [names for names in found.values() if len(names) > 1]
 
 
@@ -137,7 +136,7 @@ def _gated(model: nn.Module, group: Group, gate: ChannelGate, found: Groups) -> 
     What only writes a slot is left alone where nobody but readers looks at it: a closed gate then still learns, and may open
     again. Where a norm or an attention looks too, it sees what is closed.
     """
-    reads = [found.walk.reads(m.name, m.dim) for m in group.learned]
+    reads = [(m.name, m.dim) in found.walk.contracted for m in group.learned]
     watched = any(f.kind in WATCHING for f in group.facts)
     for member, read in zip(group.learned, reads, strict=True):
         role = FACTOR if read or not any(reads) else SHUT if watched else SILENT
@@ -146,7 +145,7 @@ def _gated(model: nn.Module, group: Group, gate: ChannelGate, found: Groups) -> 
         for slot, at in enumerate(member.at):
             index[torch.from_numpy(np.ascontiguousarray(at))] = slot
         for module, name in owners(model, member.name):
-            mask(module, name, [Mask(gate, member.dim, index, role)])
+            mask(module, name, Mask(gate, member.dim, index, role))
 
 
 def channel_gates(model: nn.Module) -> dict[str, ChannelGate]:

@@ -52,6 +52,11 @@ class Group:
     def learned(self) -> tuple[Member, ...]:
         return tuple(m for m in self.members if m.learned)
 
+    @property
+    def look(self) -> tuple[int, tuple[str, ...]]:
+        """What groups that are the same in other layers have in common: their size, and names with every number left open."""
+        return self.size, tuple(sorted(alike(str(m)) for m in self.members))
+
     def __repr__(self) -> str:
         return f"Group({self.name}: {self.size} {self.kind}{', refused' if self.refused else ''})"
 

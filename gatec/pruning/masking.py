@@ -40,10 +40,10 @@ class Mask(NamedTuple):
 _made: dict[tuple[type[nn.Module], tuple[str, ...]], type[nn.Module]] = {}
 
 
-def mask(module: nn.Module, name: str, masks: list[Mask]) -> None:
-    """Let a module see its parameter `name` through gates."""
+def mask(module: nn.Module, name: str, one: Mask) -> None:
+    """Let a module see its parameter `name` through one more gate."""
     table = vars(module).setdefault(SEEN, {})
-    table[name] = [*table.get(name, ()), *masks]
+    table[name] = [*table.get(name, ()), one]
     plain = type(module).__mro__[1] if hasattr(type(module), "_gatec_plain") else type(module)
     module.__class__ = _class(plain, tuple(sorted(table)))
 

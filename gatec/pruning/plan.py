@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -15,8 +14,7 @@ from gatec.errors import GatecError
 from gatec.pruning.folds import Fold
 from gatec.pruning.norms import narrowed
 from gatec.pruning.sizes import resized
-
-Undo = list[Callable[[], Any]]
+from gatec.rewrite import Undo
 
 
 @dataclass

@@ -8,14 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch import nn
 
 from gatec.axes import Atom, Axis, Walk, leaves, told, walked
+from gatec.program import doubled
 from gatec.pruning.exact import exactly
-from gatec.pruning.group import Groups, alike, found_in
+from gatec.pruning.group import Groups, found_in
 from gatec.pruning.keeping import Closed, by_size, equal_widths, left
 from gatec.pruning.plan import Plan
 from gatec.pruning.solving import Calls, Solver, Unsolved, recorded
@@ -43,13 +42,11 @@ def removal(model: nn.Module, closed: Masks, args: Any, kwargs: Any, *, exact: f
     Everything is tried on copies in float64; a group that something counts on stays, in zeros.
     """
     model = copy.deepcopy(model).double().eval()
-    args, kwargs = tree_map_only(Tensor, lambda t: t.double() if t.is_floating_point() else t, (args, kwargs))
+    args, kwargs = doubled((args, kwargs))
     seen: Calls = {}
     with exactly():
         walk = walked(model, args, kwargs, recorded(seen))
-    groups, stays = found_in(model, walk), dict[str, str]()
-    with torch.no_grad(), exactly():
-        wanted = told(model(*args, **kwargs))
+    groups, stays, wanted = found_in(model, walk), dict[str, str](), told(walk.out)
     masks, rules = {n: m for n, m in closed.items() if m.any()}, equal_widths(walk)
     evened = Evened(walk)
     while masks:
@@ -163,7 +160,7 @@ def _given_up(groups: Groups, masks: Masks, walk: Walk, e: Unsolved) -> list[str
 
 def _with_alike(groups: Groups, masks: Masks, gone: list[str], stays: Mapping[str, str]) -> list[str]:
     """And those that are the same in other layers, once two layers have shown that they cannot go."""
-    looks = {g.name: (g.size, tuple(sorted(alike(str(m)) for m in g.members))) for g in groups}
+    looks = {g.name: g.look for g in groups}
     before = [looks[n] for n in stays if n not in masks]
     hopeless = {looks[n] for n in gone if looks[n] in before}
     return [*gone, *(n for n in masks if n not in gone and looks[n] in hopeless)]

@@ -18,8 +18,8 @@ from gatec.pruning.folds import Fold, folds, norm_folds
 from gatec.pruning.keeping import Closed, cuts, kept, left
 from gatec.pruning.norms import narrowed, ways
 from gatec.pruning.numbers import assignments
-from gatec.pruning.plan import Plan, Undo, carried_out, number
-from gatec.rewrite import back
+from gatec.pruning.plan import Plan, carried_out, number
+from gatec.rewrite import Undo, back
 from gatec.verify import distance
 
 CLOSE = 1e-9  # in float64, relative: far above rounding, far below a change

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves
 
 from gatec.axes import told
 from gatec.bench.coverage.copies import copied
 from gatec.bench.coverage.entry import Inputs
+from gatec.program import doubled
 from gatec.pruning.exact import exactly
-
-
-def doubled(inputs: Inputs) -> Inputs:
-    """The same arguments in float64."""
-    wide: Inputs = tree_map_only(Tensor, lambda t: t.double() if t.is_floating_point() else t, inputs)
-    return wide
 
 
 @torch.no_grad()

@@ -14,7 +14,8 @@ from torch import nn
 from gatec import GatecError, channel_gates, close, compact, groups, prune, report
 from gatec.bench.coverage.entry import Inputs
 from gatec.bench.coverage.work import words
-from gatec.bench.pruning.exact import doubled, drift, outputs, shaken
+from gatec.bench.pruning.exact import drift, outputs, shaken
+from gatec.program import doubled
 from gatec.pruning.exact import exactly
 
 EXACT = 1e-12  # relative, in float64

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import nn
 
-from gatec.bench.coverage.copies import copied
-from gatec.bench.coverage.work import words
+from gatec.bench.coverage.work import built, words
 from gatec.bench.pruning import ours, peer
 from gatec.bench.pruning.subjects import subjects
 
@@ -22,20 +20,14 @@ _warm: set[str] = set()
 def work(task: tuple[str, str]) -> dict[str, Any]:
     """The answer to (model, who)."""
     spec, who = task
-    torch.set_num_threads(1)
     if who == peer.PEER and not peer.version():
         return {"status": "not installed", "reason": f"pip install {peer.PEER}"}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            model, inputs = subjects()[spec].make()
-            with torch.no_grad():
-                model(*copied(inputs)[0], **copied(inputs)[1])
-        except Exception as error:
-            return {"status": "not built", "reason": words(error)}
+    with built(subjects()[spec]) as found:
+        if isinstance(found, dict):
+            return found
         _warmed(who)
         try:
-            return WAYS[who](model, inputs)
+            return WAYS[who](*found)
         except Exception as error:
             return {"status": "raised", "reason": words(error)}
 
