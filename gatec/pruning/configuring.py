@@ -66,7 +66,7 @@ def _fitted(model: nn.Module, config: Any, sizes: dict[int, list[int]], wanted: 
     best = _fits(model, config, wanted)
     for _ in range(ROUNDS):
         for name in names:
-            for value in choices[name]:
+            for value in set(choices[name]) - {getattr(config, name)}:
                 trial = copy.deepcopy(config)
                 setattr(trial, name, value)
                 fits = _fits(model, trial, wanted)

@@ -18,7 +18,7 @@ from gatec.pruning.forms import form as form_named
 from gatec.pruning.group import Group, Groups, found_in, groups
 from gatec.pruning.keeping import equal_widths
 from gatec.pruning.masking import FACTOR, SHUT, SILENT, Mask, mask
-from gatec.pruning.plan import owners
+from gatec.pruning.plan import Owners, owners
 from gatec.verify import copied, filled
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -91,6 +91,7 @@ def gated_again(model: Model, step: dict[str, Any], arguments: Any) -> Model:
 def _put(model: nn.Module, form: str, chosen: list[Group], found: Groups) -> None:
     gates, kind = ChannelGates(), form_named(form)
     sizes = {n: p.numel() for n, p in model.named_parameters()}
+    held = owners(model)
     gates.costs = {n: (size, found.walk.macs.get(n, 0)) for n, size in sizes.items()}
     gates.even = _even({g.atom: g.name for g in chosen}, found)
     gates.alike = _alike(chosen)
@@ -98,7 +99,7 @@ def _put(model: nn.Module, form: str, chosen: list[Group], found: Groups) -> Non
         like = found.walk.learned[group.learned[0].name]
         gate = kind(group.size, group.name, dtype=like.dtype, device=like.device).train(model.training)
         gates[group.name.replace(".", "/")] = gate
-        _gated(model, group, gate, found)
+        _gated(group, gate, found, held)
     model.add_module(GATES, gates)
 
 
@@ -130,7 +131,7 @@ def _refusals(found: Groups) -> str:
     return "; ".join(said[:3]) or "no group at all"
 
 
-def _gated(model: nn.Module, group: Group, gate: ChannelGate, found: Groups) -> None:
+def _gated(group: Group, gate: ChannelGate, found: Groups, held: Owners) -> None:
     """Readers see the gate's factors; without a reader, all parameters do.
 
     What only writes a slot is left alone where nobody but readers looks at it: a closed gate then still learns, and may open
@@ -144,7 +145,7 @@ def _gated(model: nn.Module, group: Group, gate: ChannelGate, found: Groups) -> 
         index = torch.full((value.shape[member.dim],), group.size, dtype=torch.long)
         for slot, at in enumerate(member.at):
             index[torch.from_numpy(np.ascontiguousarray(at))] = slot
-        for module, name in owners(model, member.name):
+        for module, name in held[id(value)]:
             mask(module, name, Mask(gate, member.dim, index, role))
 
 

@@ -16,6 +16,8 @@ from gatec.pruning.norms import narrowed
 from gatec.pruning.sizes import resized
 from gatec.rewrite import Undo
 
+Owners = dict[int, list[tuple[nn.Module, str]]]
+
 
 @dataclass
 class Plan:
@@ -50,8 +52,9 @@ class Plan:
 
 def carried_out(model: nn.Module, plan: Plan, undo: Undo) -> None:
     """Remove, in place, what a plan removes."""
+    held = owners(model)
     for name, dims in plan.kept.items():
-        _cut(model, name, dims, undo)
+        _cut(_tensor(model, name), name, dims, held, undo)
     for path in {name.rpartition(".")[0] for name in plan.kept}:
         resized(model.get_submodule(path), undo)
     for path, values in plan.numbers.items():
@@ -77,13 +80,17 @@ def number(module: nn.Module, name: str, value: Any, undo: Undo) -> None:
     setattr(owner, name, tuple(value) if isinstance(value, list) else value)
 
 
-def _cut(model: nn.Module, name: str, dims: dict[int, list[int]], undo: Undo) -> None:
-    """Give a parameter or buffer, under all of its names, the positions that are kept."""
-    found = owners(model, name)
-    if not found:
+def _tensor(model: nn.Module, name: str) -> Tensor:
+    path, _, leaf = name.rpartition(".")
+    module = model.get_submodule(path)
+    found = module._parameters.get(leaf, module._buffers.get(leaf))
+    if found is None:
         raise GatecError("a tensor that slots are removed from", found=f"no {name} in {type(model).__name__}")
-    module, leaf = found[0]
-    old: Tensor = getattr(module, leaf)
+    return found
+
+
+def _cut(old: Tensor, name: str, dims: dict[int, list[int]], held: Owners, undo: Undo) -> None:
+    """Give a parameter or buffer, under all of its names, the positions that are kept."""
     new = old.detach()
     for dim, at in dims.items():
         if not at or max(at) >= new.shape[dim]:
@@ -92,20 +99,17 @@ def _cut(model: nn.Module, name: str, dims: dict[int, list[int]], undo: Undo) ->
             )
         new = new.index_select(dim, torch.tensor(at, device=new.device))
     made = nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
-    for module, leaf in found:
+    for module, leaf in held[id(old)]:
         table: Any = module._parameters if leaf in module._parameters else module._buffers
         undo.append(partial(table.__setitem__, leaf, old))
         table[leaf] = made
 
 
-def owners(model: nn.Module, name: str) -> list[tuple[nn.Module, str]]:
-    path, _, leaf = name.rpartition(".")
-    module = model.get_submodule(path)
-    value = module._parameters.get(leaf, module._buffers.get(leaf))
-    return [
-        (m, n)
-        for m in model.modules()
-        for table in (m._parameters, m._buffers)
-        for n, v in table.items()
-        if v is not None and v is value
-    ]
+def owners(model: nn.Module) -> Owners:
+    """The modules that hold each parameter and buffer, by its id, with the name that it has there."""
+    found: Owners = {}
+    for module in model.modules():
+        for name, value in (*module._parameters.items(), *module._buffers.items()):
+            if value is not None:
+                found.setdefault(id(value), []).append((module, name))
+    return found
