@@ -112,6 +112,7 @@ def test_what_is_left_can_be_pruned_again(build, x):
     x = x.double()
     small = gatec.compact(half(gatec.prune(made(build), x)), x)
     again = gatec.prune(small, x)
+    assert torch.equal(gatec.compact(small, x)(x), small(x))
     assert distance(again(x), small(x)) < 1e-15
     same = gatec.compact(again, x)
     assert [p.shape for p in same.parameters()] == [p.shape for p in small.parameters()]
