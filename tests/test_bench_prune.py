@@ -189,3 +189,9 @@ def test_speed_is_set_beside_the_work_that_is_left():
     wide, narrow = nn.Linear(64, 64), nn.Linear(64, 32)
     (row,) = speed.measured("linear", wide, {OURS: narrow}, ((torch.randn(4, 64),), {}), 1)
     assert row["FLOP ratio"] == 2.0 and row["before ms"] >= 0 and row["speed-up"] > 0
+
+
+def test_speed_is_taken_in_onnxruntime_too():
+    wide, narrow = nn.Linear(64, 64), nn.Linear(64, 32)
+    row = speed.exported("linear", wide, narrow, ((torch.randn(4, 64),), {}), 1)
+    assert row["tool"] == "gatec, onnxruntime" and row["FLOP ratio"] == 2.0 and row["after ms"] >= 0

@@ -35,10 +35,13 @@ def experts_onnx(width: int = 1024, hidden: int = 4096, tokens: int = 512, repea
 
 
 def session(model: nn.Module, folder: Path, way: str) -> Any:
-    """Of the exported model, with as many threads as PyTorch has."""
+    return opened(export(model, folder / "layer.onnx", inputs=torch.randn(2, in_features(model)), experts=way).path)
+
+
+def opened(file: Path) -> Any:
+    """A file in onnxruntime, with as many threads as PyTorch has."""
     import onnxruntime
 
-    file = export(model, folder / "layer.onnx", inputs=torch.randn(2, in_features(model)), experts=way).path
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import functools
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from gatec import compact, groups, prune
+from gatec import compact, export, groups, prune
 from gatec.bench.clock import medians
 from gatec.bench.coverage.copies import copied
 from gatec.bench.coverage.entry import Built, Inputs
+from gatec.bench.experts_onnx import opened
 from gatec.bench.pruning import peer
 from gatec.bench.pruning.heads import repaired
 from gatec.bench.pruning.ours import halved
@@ -47,7 +50,7 @@ SUBJECTS: dict[str, tuple[Callable[[], Built], bool]] = {
 
 
 def rows(peers: bool = True, repeats: int = 9) -> list[Row]:
-    """A row for each model and tool: milliseconds before and after, the speed-up, and the ratio of multiply-adds."""
+    """A row for each model and tool, and one in onnxruntime: milliseconds before and after, speed-up, ratio of multiply-adds."""
     found = []
     for name, (make, asked) in SUBJECTS.items():
         model, inputs = make()
@@ -55,7 +58,25 @@ def rows(peers: bool = True, repeats: int = 9) -> list[Row]:
         if peers and asked and peer.version():
             ways[peer.PEER] = _theirs(model, inputs)
         found += measured(name, model, ways, inputs, repeats)
+        found.append(exported(name, model, ways["gatec"], inputs, repeats))
     return found
+
+
+def exported(name: str, model: nn.Module, small: nn.Module, inputs: Inputs, repeats: int) -> Row:
+    """Both as ONNX files in onnxruntime, in turns; each is proven against PyTorch when it is written."""
+    args, kwargs = inputs
+    given = {n: t for n, t in kwargs.items() if isinstance(t, Tensor)} or args
+    with tempfile.TemporaryDirectory() as folder:
+        runs = {}
+        for who, one in (("dense", model), ("gatec", small)):
+            runs[who] = opened(export(one, Path(folder) / f"{who}.onnx", given).path)
+        names = [i.name for i in runs["dense"].get_inputs()]
+        feeds = dict(
+            zip(names, (t.numpy() for t in (given.values() if isinstance(given, dict) else given)), strict=True)
+        )
+        taken = medians({who: functools.partial(run.run, None, feeds) for who, run in runs.items()}, repeats)
+    ratio = _flops(model, inputs) / _flops(small, inputs)
+    return _row(name, "gatec, onnxruntime", taken["dense"], taken["gatec"], ratio)
 
 
 def measured(name: str, model: nn.Module, ways: dict[str, nn.Module], inputs: Inputs, repeats: int) -> list[Row]:
