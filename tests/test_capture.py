@@ -5,6 +5,7 @@ import inspect
 import re
 import subprocess
 import sys
+import types
 from collections import OrderedDict
 from contextlib import suppress
 from dataclasses import dataclass
@@ -672,6 +673,37 @@ def test_the_graph_is_kept_between_calls():
     for n in range(1, 40):
         gated(rows(n))
     assert sum(map(len, unit.graphs.values())) == 1
+
+
+class Default(Block):
+    """Takes a value or makes one, as many libraries do: default(x, fallback)."""
+
+    def forward(self, x, other=None):
+        value = self.mlp(x) if other is None else other
+        return value() if callable(value) else value
+
+
+class Library(Block):
+    """Calls a function of a library, which keeps what it found for a size."""
+
+    def forward(self, x):
+        return self.mlp(x).reshape(sys.modules["cachinglib"].doubled(x.shape[0])[0] // 2, -1)
+
+
+def test_a_tensor_is_not_callable():
+    gated = gatec.convert(Default().eval(), "prune", inputs=X)
+    assert [n.target for n in trace(gated, Default.forward, Call((X,), {})).graph.nodes][-2] == "down"
+
+
+def test_no_proxy_gets_into_the_cache_of_another_library(monkeypatch):
+    library = types.ModuleType("cachinglib")
+    exec("import functools\n@functools.lru_cache\ndef doubled(n): return [n * 2]", vars(library))
+    monkeypatch.setitem(sys.modules, "cachinglib", library)
+    for model in (Library(), Library()):
+        graph = trace(model, Library.forward, Call((X,), {})).graph
+        graph.lint()
+        assert any(getattr(n.target, "__name__", "") == "mul" for n in graph.nodes)
+    assert library.doubled(3) == [6] and library.doubled.cache_info().hits == 0
 
 
 def test_decisions_about_sizes_are_held():

@@ -216,25 +216,25 @@ def _members(tracer: Any, original: Any) -> Any:
 
 @contextmanager
 def injected(root: nn.Module, patches: list[tuple[Any, str, Any]]) -> Iterator[None]:
-    """In the user's modules: isinstance() that takes a proxy for what it stands for, the patches under the names that
+    """In the user's modules: isinstance() and callable() that take a proxy for what it stands for, the patches under the names that
     they were imported by, and no caches that proxies could get into."""
     packages = frozenset(type(m).__module__.partition(".")[0] for m in root.modules())
-    spaces, cached = _spaces(packages, len(sys.modules))
+    spaces, cached = _spaces(packages, len(sys.modules)), _caches(len(sys.modules))
     known = {id(original): new for original, new in _originals(patches)}
     names = _imported(packages, len(sys.modules), frozenset(known))
-    swaps = [(space, name, _uncached(function)) for space, name, function in cached]
+    swaps = [(space, name, new) for space, name, new in cached if name in space]
     swaps += [(space, name, known[id(space[name])]) for space, name in names if id(space.get(name)) in known]
     before = [(space, name, space[name]) for space, name, _ in swaps]
-    asking = [space for space in spaces if "isinstance" not in space]  # a trace around this one has put it there
-    for space in asking:
-        space["isinstance"] = _isinstance
+    asking = [(s, n) for s in spaces for n in ASKED if n not in s]  # a trace around this one has put it there
+    for space, name in asking:
+        space[name] = ASKED[name]
     for space, name, new in swaps:
         space[name] = new
     try:
         yield
     finally:
-        for space in asking:
-            space.pop("isinstance", None)
+        for space, name in asking:
+            space.pop(name, None)
         for space, name, old in before:
             space[name] = old
 
@@ -264,22 +264,27 @@ def _originals(patches: list[tuple[Any, str, Any]]) -> Iterator[tuple[Any, Any]]
 
 @lru_cache(maxsize=64)
 def _imported(packages: frozenset[str], loaded: int, known: frozenset[int]) -> list[tuple[dict[str, Any], str]]:
-    return [(s, n) for s in _spaces(packages, loaded)[0] for n, v in list(s.items()) if id(v) in known]
+    return [(s, n) for s in _spaces(packages, loaded) for n, v in list(s.items()) if id(v) in known]
 
 
 TORCH = "torch.nn.functional", "torch.nn.modules.transformer", "torch.nn.modules.activation"
+SAFE = sys.stdlib_module_names | {"torch", "sympy", "numpy"}  # these meet no proxies, or know them
 
 
 @lru_cache(maxsize=64)
-def _spaces(
-    packages: frozenset[str], loaded: int
-) -> tuple[list[dict[str, Any]], list[tuple[dict[str, Any], str, Any]]]:
-    """The namespaces of the user's packages, and the functions with a cache in them."""
+def _spaces(packages: frozenset[str], loaded: int) -> list[dict[str, Any]]:
+    """The namespaces of the user's packages."""
     ours = [n for n in list(sys.modules) if n.partition(".")[0] in packages and n != "torch"]
-    names = [n for n in ours if n in TORCH or not n.startswith(("torch.", "gatec.capture"))]
-    spaces = [vars(sys.modules[n]) for n in names]
-    cached = [(s, n, v) for s in spaces for n, v in list(s.items()) if isinstance(v, _lru_cache_wrapper)]
-    return spaces, cached
+    return [vars(sys.modules[n]) for n in ours if n in TORCH or not n.startswith(("torch.", "gatec.capture"))]
+
+
+@lru_cache(maxsize=4)
+def _caches(loaded: int) -> list[tuple[dict[str, Any], str, Any]]:
+    """Functions with a cache, in whatever library a forward may call, and what stands for them."""
+    libraries = [n for n in list(sys.modules) if n.partition(".")[0] not in SAFE and not n.startswith("gatec.")]
+    spaces = [vars(sys.modules[n]) for n in libraries if isinstance(sys.modules[n], types.ModuleType)]
+    found = [(s, n, v) for s in spaces for n, v in list(s.items()) if isinstance(v, _lru_cache_wrapper)]
+    return [(space, name, _uncached(function)) for space, name, function in found]
 
 
 def _isinstance(value: Any, kind: Any) -> bool:
@@ -290,3 +295,10 @@ def _isinstance(value: Any, kind: Any) -> bool:
     if isinstance(kind, type) and issubclass(kind, fx.Proxy):
         return not value.tracer.settles(value)  # what is only known when the graph runs has another way then
     return isinstance(object.__getattribute__(value, "example"), kind)
+
+
+def _callable(value: Any) -> bool:
+    return callable(object.__getattribute__(value, "example") if isinstance(value, Value) else value)
+
+
+ASKED: dict[str, Callable[..., bool]] = {"isinstance": _isinstance, "callable": _callable}
