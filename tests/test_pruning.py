@@ -337,6 +337,48 @@ def test_a_compacted_model_is_exported(tmp_path):
     gatec.export(small, tmp_path / "small.onnx", inputs=x)
 
 
+class Rearranged(nn.Module):
+    """Splits heads by a table of sizes that it keeps twice, and copies itself by one of them."""
+
+    def __init__(self, heads=4):
+        super().__init__()
+        self.lengths = {"heads": heads, "size": None}
+        self._lengths = tuple(self.lengths.items())
+
+    def __getstate__(self):
+        return {"lengths": self.lengths}
+
+    def __setstate__(self, state):
+        self.__init__(state["lengths"]["heads"])
+
+    def forward(self, x):
+        return x.unflatten(-1, (dict(self._lengths)["heads"], -1)).transpose(1, 2)
+
+
+class Table(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.split, self.out = nn.Linear(16, 48), Rearranged(), nn.Linear(16, 5)
+
+    def forward(self, x):
+        q, k, v = map(self.split, self.qkv(x).chunk(3, -1))
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def test_numbers_inside_of_tables_follow(tmp_path):
+    x = TOKENS.double()
+    gated = gatec.prune(made(Table), x)
+    heads = next(g for g in gatec.groups(made(Table), x).free if g.kind == "heads")
+    gatec.close(gated, {heads.name: [0, 2]})
+    small = gatec.compact(gated, x)
+    assert small.split.lengths == {"heads": 2, "size": None} and small.qkv.out_features == 24
+    assert distance(small(x), gated(x)) <= 1e-12
+    gatec.save(small, tmp_path / "small")
+    again = gatec.load(tmp_path / "small", made(Table, 1), inputs=x)
+    assert again.split._lengths == (("heads", 2), ("size", None))
+    assert torch.equal(again(x), small(x)) and torch.equal(copy.deepcopy(small)(x), small(x))
+
+
 # -- words ------------------------------------------------------------------------------------------------------------
 
 

@@ -76,8 +76,20 @@ def number(module: nn.Module, name: str, value: Any, undo: Undo) -> None:
         module.config = owner
     if not hasattr(owner, name):
         raise GatecError("an attribute whose number changes", found=f"no {name} in {type(module).__name__}")
-    undo.append(partial(setattr, owner, name, getattr(owner, name)))
-    setattr(owner, name, tuple(value) if isinstance(value, list) else value)
+    old = getattr(owner, name)
+    undo.append(partial(setattr, owner, name, old))
+    setattr(owner, name, _in_form(value, old))
+
+
+def _in_form(value: Any, old: Any) -> Any:
+    """A value in the form of that before it: JSON has no tuples."""
+    if isinstance(value, dict):
+        return {k: _in_form(v, old.get(k) if isinstance(old, dict) else None) for k, v in value.items()}
+    if not isinstance(value, (list, tuple)):
+        return value
+    before = old if isinstance(old, (list, tuple)) and len(old) == len(value) else [None] * len(value)
+    made = [_in_form(v, o) for v, o in zip(value, before, strict=True)]
+    return made if type(old) is list else tuple(made)
 
 
 def _tensor(model: nn.Module, name: str) -> Tensor:
