@@ -19,6 +19,7 @@ from gatec.backend import backend  # noqa: E402
 from gatec.catalog import gates  # noqa: E402
 from gatec.census import Census, scan  # noqa: E402
 from gatec.compaction import compact  # noqa: E402
+from gatec.distilling import Distillation  # noqa: E402
 from gatec.ejection import eject  # noqa: E402
 from gatec.equation import Activation, Equation, equation  # noqa: E402
 from gatec.errors import GatecError, Refused  # noqa: E402
@@ -75,7 +76,7 @@ __all__ = [  # noqa: RUF022 - in the order in which a reader meets them
     "groups", "prune", "close", "budget", "channel_gates", "remapped", "export", "save", "load", "report", "gates", "explain",
     "kernels_of", "tune", "gate_parameters", "backend",
     "losses", "health", "watching", "task", "anneal", "GradientRouting",
-    "merge", "measure", "calibrate", "share_blocks",
+    "merge", "measure", "calibrate", "share_blocks", "Distillation",
     "expert_parallel", "ep_plan", "tp_plan", "transformers_plan", "Experts",
     # what comes back
     "Census", "Edit", "Explanation", "GatecError", "Group", "Groups", "Health", "Refused", "Report", "Tuning",

@@ -539,6 +539,72 @@ def test_what_cannot_share_is_told():
         gatec.share_blocks(nn.Linear(8, 8), inputs=X)
 
 
+def fitted(tail, *args, rate=1e-2, **kwargs):
+    """The distance before and after a few steps."""
+    optimizer, losses = torch.optim.Adam(tail.parameters(), rate), []
+    for _ in range(30):
+        losses.append(float(tail(*args, **kwargs).detach()))
+        tail(*args, **kwargs).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return losses[0], losses[-1]
+
+
+def test_the_tail_is_drawn_to_the_teacher():
+    model = normed()
+    small = gatec.share_blocks(model, 2, inputs=X)
+    before, taught = copy.deepcopy(small.state_dict()), copy.deepcopy(model.state_dict())
+    tail = gatec.Distillation(small, model)
+    assert tail.blocks == ["2", "3"] and len(tail.parameters()) == 8
+    first, last = fitted(tail, X)
+    assert 0 < last < first / 3
+    held = torch.linspace(-1, 1, X.numel()).reshape(X.shape)
+    fresh = gatec.Distillation(gatec.share_blocks(model, 2, inputs=X), model)
+    assert float(tail(held).detach()) < float(fresh(held).detach())
+    assert small[3].up.weight is small[2].up.weight
+    assert all(torch.equal(v, taught[n]) for n, v in model.state_dict().items())
+    moved = {n.partition(".")[0] for n, v in small.state_dict().items() if not torch.equal(v, before[n])}
+    assert moved == {"2", "3"}
+    assert not any(m._forward_hooks for m in (*small.modules(), *model.modules()))
+
+
+def test_blocks_that_return_more_are_distilled():
+    model = load("transformers:gpt2?num_hidden_layers=4")
+    ids = torch.randint(5, 200, (2, 6), generator=torch.Generator().manual_seed(0))
+    tail = gatec.Distillation(gatec.share_blocks(model, 2), model.train())
+    first, last = fitted(tail, input_ids=ids, rate=1e-3)
+    assert tail.blocks == ["transformer.h.2", "transformer.h.3"] and last < first / 2 and model.training
+    tail = gatec.Distillation(gatec.share_blocks(model, 2), model, blocks=["transformer.h.3"])
+    assert tail(input_ids=ids) > 0
+
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers, self.spare = normed(), normed()
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+def test_what_cannot_be_distilled_is_told():
+    model = normed()
+    small = gatec.share_blocks(model, 2, inputs=X)
+    for words, call in {
+        r"a model whose blocks share weights\n  found none in Sequential": lambda: gatec.Distillation(model, model),
+        r"blocks that its teacher has\n  found no 2": lambda: gatec.Distillation(small, model[:2]),
+        r"blocks that the model has\n  found none": lambda: gatec.Distillation(small, model, []),
+        r"a teacher with weights of its own\n  found weights that the model has": lambda: gatec.Distillation(
+            small, small
+        ),
+        r"blocks that the forward comes by\n  found no output of spare.0": lambda: gatec.Distillation(
+            Two(), Two(), "spare.0"
+        )(X),
+    }.items():
+        with pytest.raises(gatec.GatecError, match=words):
+            call()
+
+
 def test_channels_and_blocks_at_once_and_saved(tmp_path):
     x = X.double()
     model = gatec.prune(gated(normed().double(), (0, 2), x), inputs=x)

@@ -30,7 +30,7 @@ ROWS = [row.split() for row in [
     "routers",
     "lower scanning attending attending_on_cuda grouping",
     "pipeline",
-    "backend census moe compaction explain fusing rerolling ejection reverting folding gradient_routing sharing",
+    "backend census moe compaction explain fusing rerolling ejection reverting folding gradient_routing sharing distilling",
     "tuning timing selecting",
     "gatec",
     "passes",
