@@ -388,6 +388,11 @@ def test_numbers_inside_of_tables_follow(tmp_path):
         (lambda g: gatec.prune(g, TOKENS), r"a model without channel gates\n  found gates in Sequential"),
         (lambda g: gatec.prune(tower(), TOKENS, form="soft"), r"a form of channel gates\n  found 'soft'"),
         (lambda g: gatec.prune(tower(), TOKENS, only="nowhere"), r"a group of Sequential to prune"),
+        (
+            lambda g: gatec.prune(tower(), TOKENS, kinds=["head"]),
+            r"kinds of groups\n  found 'head'\n  try   some of channels",
+        ),
+        (lambda g: gatec.groups(g, TOKENS)["nobody"], r"the name of a group\n  found nobody\n  try   one of "),
         (lambda g: gatec.close(g, {"nobody": [1]}), r"the name of a gated group\n  found nobody"),
         (lambda g: gatec.close(g, {next(iter(gatec.channel_gates(g))): [99]}), r"numbers of slots from 0 to"),
         (lambda g: gatec.close(g, {next(iter(gatec.channel_gates(g))): [True]}), r"a mask of \d+ slots"),
@@ -406,6 +411,22 @@ def test_bad_input_is_told_in_words(call, words):
     with pytest.raises(gatec.GatecError, match=words):
         call(gated)
     assert all(torch.equal(v, before[n]) for n, v in gated.state_dict().items())
+
+
+def test_one_kind_of_groups():
+    model = gatec.prune(tower(), TOKENS, kinds="heads")
+    found = gatec.groups(model, TOKENS)
+    assert {found[name].kind for name in gatec.channel_gates(model)} == {"heads"}
+
+
+def test_a_layer_of_another_size_is_told():
+    gated = gatec.prune(made(network), IMAGE.double())
+    gated[10] = nn.Linear(11, 4).double()
+    words = (
+        r"^gatec: a gated Sequential that runs\n  found RuntimeError: .*\n  try   gatec.compact\(model, inputs\) with"
+    )
+    with pytest.raises(gatec.GatecError, match=words):
+        gatec.compact(gated, IMAGE.double())
 
 
 def test_a_model_changed_by_hand_is_told():

@@ -13,7 +13,7 @@ from torch import nn
 
 from gatec.axes import told
 from gatec.capture import evaluating, untouched
-from gatec.errors import GatecError, first_line
+from gatec.errors import GatecError, first_line, in_short
 from gatec.history import forgotten, remember
 from gatec.inputs import one_call
 from gatec.program import Edit
@@ -33,7 +33,7 @@ def narrow(model: nn.Module, inputs: Any, undo: list[Callable[[], Any]]) -> Repo
     """Fold the gates of a model into its weights and remove what is closed, in place; what came of each group."""
     args, kwargs = one_call(model, inputs)
     masks = {name: np.asarray(mask) for name, mask in closed(model).items()}
-    before, slow = timed(model, args, kwargs)
+    before, slow = _as_gated(model, args, kwargs)
     for _, module in list(masked(model)):
         unmask(module)
     delattr(model, GATES)
@@ -61,6 +61,15 @@ def narrow(model: nn.Module, inputs: Any, undo: list[Callable[[], Any]]) -> Repo
     )
     edits = [*(_edit(n, m, found, wanted) for n, m in masks.items()), Edit("compact", "", "put", words, wanted.drift)]
     return Report(tuple(edits), drift, widths=tuple(_widths(found, wanted)))
+
+
+def _as_gated(model: nn.Module, args: Any, kwargs: Any) -> tuple[Any, float]:
+    try:
+        return timed(model, args, kwargs)
+    except (RuntimeError, ValueError, TypeError, IndexError) as e:
+        raise GatecError(f"a gated {type(model).__name__} that runs", found=in_short(e),
+                         hint="gatec.compact(model, inputs) with what it takes; layers replaced since gatec.prune "
+                         "have to be of the same sizes") from e  # fmt: skip
 
 
 def _missed(model: nn.Module, found: Groups) -> str:

@@ -19,7 +19,10 @@ from gatec.pruning.plan import Plan
 from gatec.verify import distance
 
 ROUNDS = 3
-UNSAID = "its config does not say so: gatec.save keeps this model, save_pretrained would not"
+UNSAID = (
+    "its config does not say so: gatec.save keeps this model, save_pretrained would not "
+    "(of equal layers without closed head dims, as close(uniform=True, multiple=8) makes them, it may)"
+)
 
 
 def configured(

@@ -15,7 +15,7 @@ from gatec.errors import GatecError
 from gatec.history import remember
 from gatec.pruning.forms import ChannelGate
 from gatec.pruning.forms import form as form_named
-from gatec.pruning.group import Group, Groups, found_in, groups
+from gatec.pruning.group import EVERY, Group, Groups, found_in, groups
 from gatec.pruning.keeping import equal_widths
 from gatec.pruning.masking import FACTOR, SHUT, SILENT, Mask, mask
 from gatec.pruning.plan import Owners, owners
@@ -59,6 +59,9 @@ def prune(
     no group can be pruned; `print(gatec.groups(model))` says why.
     """
     form_named(form)
+    kinds = {kinds} if isinstance(kinds, str) else kinds
+    if odd := next((k for k in kinds or () if k not in EVERY), None):
+        raise GatecError("kinds of groups", found=repr(odd), hint=f"some of {', '.join(EVERY)}")
     if has_gates(model):
         raise GatecError("a model without channel gates", found=f"gates in {type(model).__name__}",
                          hint="gatec.compact(model) decides them first")  # fmt: skip

@@ -18,6 +18,7 @@ from gatec.inputs import one_call
 from gatec.report.drawing import widths
 
 KINDS = {"batch": "heads", "groups": "groups", "scaled": "head dims", "dotted": "head dims", "mixed": "head dims"}
+EVERY = ("channels", "groups", "head dims", "heads", "residual")
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,10 @@ class Groups(tuple[Group, ...]):
 
     def __getitem__(self, key: Any) -> Any:
         if isinstance(key, str):
-            return next(g for g in self if g.name == key)
+            found = next((g for g in self if g.name == key), None)
+            if found is None:
+                raise GatecError("the name of a group", found=key, hint=f"one of {', '.join(g.name for g in self[:6])}")
+            return found
         return super().__getitem__(key)
 
     @property
