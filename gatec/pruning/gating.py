@@ -145,11 +145,10 @@ def _gated(group: Group, gate: ChannelGate, found: Groups, held: Owners) -> None
     for member, read in zip(group.learned, reads, strict=True):
         role = FACTOR if read or not any(reads) else SHUT if watched else SILENT
         value = found.walk.learned[member.name]
-        index = torch.full((value.shape[member.dim],), group.size, dtype=torch.long)
-        for slot, at in enumerate(member.at):
-            index[torch.from_numpy(np.ascontiguousarray(at))] = slot
+        index = np.full(value.shape[member.dim], group.size)
+        index[member.at] = np.arange(group.size)[:, None]
         for module, name in held[id(value)]:
-            mask(module, name, Mask(gate, member.dim, index, role))
+            mask(module, name, Mask(gate, member.dim, torch.from_numpy(index), role))
 
 
 def channel_gates(model: nn.Module) -> dict[str, ChannelGate]:
