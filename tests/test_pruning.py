@@ -379,6 +379,74 @@ def test_numbers_inside_of_tables_follow(tmp_path):
     assert torch.equal(again(x), small(x)) and torch.equal(copy.deepcopy(small)(x), small(x))
 
 
+class Heads(nn.Module):
+    """Returns a dict, and in it a dict."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.out, self.more = nn.Linear(16, 12), nn.Linear(12, 3), nn.Linear(12, 4)
+
+    def forward(self, x):
+        y = F.relu(self.up(x))
+        return {"logits": self.out(y), "more": {"a": self.more(y)}}
+
+
+def test_everything_in_a_dict_that_a_model_returns_stays():
+    x = TOKENS.double()
+    gated = half(gatec.prune(made(Heads), x))
+    small = gatec.compact(gated, x)
+    assert list(gatec.channel_gates(gated)) == ["model"] and small.up.out_features < 12
+    assert distance(small(x), gated(x)) <= 1e-12
+
+
+def test_a_layer_with_a_shorter_way_keeps_what_that_counts_on():
+    """The encoder takes one operator for a whole layer where no gradient is wanted; heads that it cannot be without stay."""
+    layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True, norm_first=True)
+    model = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).double().eval()
+    x = TOKENS.double()
+    gated = half(gatec.prune(model, x))
+    small = gatec.compact(gated, x)
+    with torch.no_grad():
+        assert distance(small(x), gated(x)) <= 1e-12
+    assert distance(small(x), gated(x)) <= 1e-12
+    assert "expected `qkv_weight`" in str(gatec.report(small))
+
+
+class Fixed(nn.Module):
+    """A state of a width that only its code knows."""
+
+    def __init__(self):
+        super().__init__()
+        self.cell, self.out = nn.GRUCell(16, 12), nn.Linear(12, 3)
+
+    def forward(self, x):
+        state = x.new_zeros(len(x), 12)
+        for step in x.unbind(1):
+            state = self.cell(step, state)
+        return self.out(state)
+
+
+def test_a_model_of_which_nothing_could_go_is_saved(tmp_path):
+    x = TOKENS.double()
+    gated = half(gatec.prune(made(Fixed), x))
+    small = gatec.compact(gated, x)
+    assert [p.shape for p in small.parameters()] == [p.shape for p in made(Fixed).parameters()]
+    assert "inconsistent hidden_size" in str(gatec.report(small))
+    gatec.save(small, tmp_path)
+    assert distance(gatec.load(tmp_path, made(Fixed, 1), inputs=x)(x), gated(x)) <= 1e-12
+
+
+def test_a_result_that_moved_is_not_handed_over():
+    """Rows of zeros have no direction, and where their norm is counted on they cannot go."""
+    normed, spectral = nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm
+    model = nn.Sequential(normed(nn.Linear(16, 12)), nn.ReLU(), spectral(nn.Linear(12, 4))).double().eval()
+    gated = half(gatec.prune(model, TOKENS.double()))
+    with pytest.raises(
+        gatec.GatecError, match=r"a compacted Sequential that computes what the gated one does\n  found an"
+    ):
+        gatec.compact(gated, TOKENS.double())
+
+
 # -- words ------------------------------------------------------------------------------------------------------------
 
 

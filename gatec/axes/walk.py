@@ -231,8 +231,8 @@ def walked(model: nn.Module, args: Any, kwargs: Any, watch: Watch | None = None)
 
 
 def told(out: Any) -> Any:
-    """Of outputs by name the logits, where there are some: what is beside them tells of the inside."""
-    if isinstance(out, Mapping):
+    """Of a library's outputs the logits, where there are some: what is beside them tells of the inside. A dict is all told."""
+    if isinstance(out, Mapping) and type(out) is not dict:
         logits = [value for name, value in out.items() if "logits" in str(name)]
         return logits or dict(out)
     return out

@@ -50,9 +50,9 @@ def narrow(model: nn.Module, inputs: Any, undo: list[Callable[[], Any]]) -> Repo
         raise GatecError("sizes that the model's operators take", found=first_line(e),
                          hint="gatec.close(model, to=..., multiple=8) keeps multiples of 8") from e  # fmt: skip
     drift = distance(told(after), told(before))
+    _proven(model, drift)
     forgotten(model, "channels")
-    if wanted.plan.kept:
-        remember(model, {"removed": wanted.plan.data()}, undo)
+    remember(model, {"removed": wanted.plan.data()}, undo)
     left = macs(found, wanted.plan), sum(p.numel() for p in model.parameters())
     words = (
         f"parameters {cost[1]:,} -> {left[1]:,}, multiplications {cost[0]:,} -> {left[0]:,}, {slow * 1e3:.2f} -> "
@@ -61,6 +61,15 @@ def narrow(model: nn.Module, inputs: Any, undo: list[Callable[[], Any]]) -> Repo
     )
     edits = [*(_edit(n, m, found, wanted) for n, m in masks.items()), Edit("compact", "", "put", words, wanted.drift)]
     return Report(tuple(edits), drift, widths=tuple(_widths(found, wanted)))
+
+
+def _proven(model: nn.Module, drift: float) -> None:
+    """What was proven in float64 holds in the model's own dtype as far as that can tell."""
+    kinds = [p.dtype for p in model.parameters() if p.is_floating_point()]
+    if not drift <= max(torch.finfo(kind).eps for kind in kinds) ** 0.25:
+        raise GatecError(f"a compacted {type(model).__name__} that computes what the gated one does",
+                         found=f"an output that moves by {drift:.1e}",
+                         hint="leave groups out: gatec.prune(model, kinds=..., only=...)")  # fmt: skip
 
 
 def _as_gated(model: nn.Module, args: Any, kwargs: Any) -> tuple[Any, float]:
