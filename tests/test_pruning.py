@@ -2,6 +2,7 @@
 
 import copy
 import io
+import types
 
 import numpy as np
 import pytest
@@ -377,6 +378,29 @@ def test_numbers_inside_of_tables_follow(tmp_path):
     again = gatec.load(tmp_path / "small", made(Table, 1), inputs=x)
     assert again.split._lengths == (("heads", 2), ("size", None))
     assert torch.equal(again(x), small(x)) and torch.equal(copy.deepcopy(small)(x), small(x))
+
+
+class Settled(nn.Module):
+    """Keeps its config out of reach, as diffusers does."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.out = nn.Linear(16, 48), nn.Linear(16, 5)
+
+    @property
+    def config(self):
+        return types.SimpleNamespace(heads=4)
+
+    def forward(self, x):
+        q, k, v = (t.unflatten(-1, (self.config.heads, -1)).transpose(1, 2) for t in self.qkv(x).chunk(3, -1))
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def test_what_counts_on_a_config_that_cannot_be_set_stays():
+    x = TOKENS.double()
+    gated = half(gatec.prune(made(Settled), x))
+    small = gatec.compact(gated, x)
+    assert distance(small(x), gated(x)) <= 1e-12 and "heads removed; " in str(gatec.report(small))
 
 
 class Heads(nn.Module):

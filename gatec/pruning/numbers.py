@@ -24,7 +24,7 @@ def assignments(module: nn.Module, changes: Mapping[int, set[int]]) -> Iterator[
     fixed = {*sizes(module), *(n for n in vars(module) if n in OWN or n.startswith("_gatec"))}
     own = list(_numbers(vars(module), changes, fixed))
     yield from _all(own)
-    config = getattr(module, "config", None)
+    config = vars(module).get("config")
     if config is not None and hasattr(config, "__dict__"):
         hidden = {n for n in vars(config) if n.startswith("_")}
         yield from _all([*own, *((f"config.{n}", v) for n, v in _numbers(vars(config), changes, hidden))])
@@ -48,7 +48,7 @@ def _choices(value: Any, changes: Mapping[int, set[int]]) -> Iterator[Any]:
     """What a value may be now: numbers that were sizes, and lists and tables of them; as it was last."""
     if isinstance(value, int) and not isinstance(value, bool):
         yield from sorted(changes.get(value, set()) - {value})
-    elif isinstance(value, (tuple, list, dict)) and len(value) <= MOST:
+    elif (isinstance(value, (tuple, list)) or type(value) is dict) and len(value) <= MOST:
         items = value.values() if isinstance(value, dict) else value
         inside = [list(_choices(v, changes)) for v in items]
         for made in itertools.islice(itertools.product(*inside), min(MOST, math.prod(map(len, inside)) - 1)):
