@@ -424,7 +424,7 @@ def test_everything_in_a_dict_that_a_model_returns_stays():
 
 
 def test_a_layer_with_a_shorter_way_keeps_what_that_counts_on():
-    """The encoder takes one operator for a whole layer where no gradient is wanted; heads that it cannot be without stay."""
+    """The encoder takes one operator for a whole layer where no gradient is wanted, and that counts on its widths."""
     layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True, norm_first=True)
     model = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).double().eval()
     x = TOKENS.double()
@@ -433,7 +433,6 @@ def test_a_layer_with_a_shorter_way_keeps_what_that_counts_on():
     with torch.no_grad():
         assert distance(small(x), gated(x)) <= 1e-12
     assert distance(small(x), gated(x)) <= 1e-12
-    assert "expected `qkv_weight`" in str(gatec.report(small))
 
 
 class Fixed(nn.Module):
