@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 import gatec
 from gatec.catalog import gates
+from gatec.moe import ROUTERS
 from gatec.program import Program
 from gatec.recognise import finds
 
@@ -119,16 +120,11 @@ def test_a_lookalike_is_no_gate(name):
     assert kinds(LOOKALIKES[name]) == []
 
 
-# Gates that are looked up by number, and kernels that an operator of gatec's chooses for every image: the census has no rule.
-UNSEEN = {
-    "select": {"one table", "two tables"},
-    "conv_experts": {"two convolutions", "depthwise", "padding by reflection"},
-}
-UNKNOWN = pytest.mark.xfail(reason="the census has no rule for it", strict=True)
 PUT = [
-    pytest.param(name, case, id=f"{name}-{case.name}", marks=[UNKNOWN] if case.name in UNSEEN.get(name, ()) else [])
+    pytest.param(name, case, id=f"{name}-{case.name}")
     for name, gate in gates().items() for case in gate.cases if not case.refuses
 ]  # fmt: skip
+NAMED = {"select": ("feature", "sigmoid"), "conv_experts": ("router", "softmax")}
 
 
 @pytest.mark.parametrize("name, case", PUT)
@@ -138,6 +134,21 @@ def test_what_a_pass_puts_the_census_finds(name, case):
     converted = gatec.convert(model, name, inputs=case.inputs, **case.options)
     after = gatec.scan(converted, case.inputs).gates
     assert [f.kind for f in after] != before, [str(f) for f in after]
+
+
+@pytest.mark.parametrize("name, case", [p for p in PUT if p.values[0] in NAMED])
+def test_gates_on_rows_and_on_kernels_are_named(name, case):
+    converted = gatec.convert(case.model().eval(), name, inputs=case.inputs, **case.options)
+    found = [(f.kind, f.signal) for f in gatec.scan(converted, case.inputs).gates]
+    assert found == [NAMED[name]] * case.put
+
+
+@pytest.mark.parametrize("kind", sorted(set(ROUTERS) - {"hash"}))  # a hash learns nothing
+def test_kernels_are_chosen_by_a_router_of_any_kind(kind):
+    image = torch.linspace(-3, 3, 400).sin().reshape(4, 4, 5, 5)
+    model = gatec.convert(nn.Sequential(nn.Conv2d(4, 6, 3)).eval(), "conv_experts", inputs=image, router=kind, top_k=2)
+    (find,) = gatec.scan(model, image).gates
+    assert (find.kind, find.site) == ("router", "0") and find.parameters >= 4 * 4
 
 
 def test_a_census_prints_one_complete_line_per_find():

@@ -10,6 +10,7 @@ from gatec.recognise.look import (
     ACTIVATIONS,
     CONTRACTIONS,
     JOINS,
+    MIXED,
     attends,
     below,
     fixed,
@@ -61,13 +62,18 @@ def grouped(scene: Scene) -> None:
 
 
 def _weights(scene: Scene, term: Term) -> Iterator[Signal]:
+    if term.op in MIXED:
+        gate = Signal(term.args[-1], *core(term.args[-1]))
+        if learned(gate.core):
+            yield gate
     if term.op != "mul" and term.op not in CONTRACTIONS:
         return
     for f in term.args:
         found, chosen = core(f)
         bounded = found.op in ("sigmoid", "softplus", "relu") or (layered(found) and _picks(f))
+        several = _summed_up(scene, term, f) or _mixes(term, Signal(f, found, chosen))
         routed = found.op == "softmax" or (bounded and chosen and kept(f) is None) \
-            or (found.op in ("sigmoid", "hardsigmoid") and _summed_up(scene, term, f))  # fmt: skip
+            or (found.op in ("sigmoid", "hardsigmoid") and several)  # fmt: skip
         if routed and not attends(found) and learned(found) and len(term.args) > 1:
             yield Signal(f, found, chosen)
 
@@ -80,6 +86,13 @@ def _summed_up(scene: Scene, product: Term, weights: Term) -> bool:
     return bool(sums) and len(sums) == len(readers) and all(
         len(dims) == 1 and product.shape is not None and product.shape[dims[0]] in sides - {1} for dims in sums
     )  # fmt: skip
+
+
+def _mixes(term: Term, gate: Signal) -> bool:
+    """Whether a product of matrices sums stored ones, each under a number that every sample has for it."""
+    many = (gate.core.shape or (0,))[-1]
+    held = [a for a in term.args if _mixable(a, gate)] if term.op in CONTRACTIONS else []
+    return any((peeled(a).shape or ())[0] == many for a in held)
 
 
 def _picks(factor: Term) -> bool:
@@ -95,13 +108,20 @@ def _router(weights: Term, found: list[tuple[Term, Signal]], summing: bool) -> H
     if not products or not (several or any(g.chosen and not picked(g.factor) for _, g in products)):
         return None
     term, gate = products[-1]
-    values = tuple(f for t, g in products for f in t.args if f is not g.factor and (not fixed(f) or _mixable(f, g)))
+    values = tuple(
+        f for t, g in products for f in _weighed(t) if f is not g.factor and (not fixed(f) or _mixable(f, g))
+    )
     if len(parts) == 1 and _kept_whole(gate) and not any(_bundled(t, g) for t, g in products):
         return Hit("hard", "topk", term, (gate.factor,), values, tuple(t for t, _ in products))
     inside = [m for v in values for m in members(v)]
     mixture = fixed(weights, looked_up=True) or (not gate.chosen and any(reaches(weights, m) for m in inside))
     name = weights.op if weights.op in ACTIVATIONS else "linear"
     return Hit("mixture" if mixture else "router", name, term, (gate.factor,), values, tuple(t for t, _ in products))
+
+
+def _weighed(term: Term) -> tuple[Term, ...]:
+    """What may stand under weights: of a layer whose kernels are mixed the kernels, not its input."""
+    return term.args[1:] if term.op in MIXED else term.args
 
 
 def _kept_whole(gate: Signal) -> bool:

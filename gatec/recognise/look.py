@@ -24,6 +24,7 @@ VIEWS = {
 WHOLE = {"view", "transpose", "permute", "cast", "dropout", "call:contiguous", "call:movedim"}
 CONTRACTIONS = {"call:matmul", "call:bmm", "call:mm", "call:einsum", "call:baddbmm", "call:addmm", "call:tensordot"}
 GROUPED = {"call:grouped_linear", "call:grouped_mm", "call:_grouped_mm"}  # a matrix for each group of rows
+MIXED = {"call:routed_convolution"}  # stored kernels, mixed by a row of weights for each sample
 REDUCTIONS = {
     "sum",
     "mean",

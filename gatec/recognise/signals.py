@@ -137,6 +137,8 @@ def core(factor: Term, depth: int = 12) -> tuple[Term, bool]:
         return core(factor.args[0], depth - 1)
     if factor.op.startswith(RESAMPLED) or (factor.op == "where" and all(a.op in DECISIONS for a in factor.args)):
         return core(factor.args[0], depth - 1)
+    if factor.op == "where" and (either := _annealed(factor, depth - 1)) is not None:
+        return either
     if norm(factor):
         found, chosen = core(factor.args[0], depth - 1)
         return (found, chosen) if found.op in ACTIVATIONS else (factor, False)
@@ -153,6 +155,15 @@ def core(factor: Term, depth: int = 12) -> tuple[Term, bool]:
         if found.op in ACTIVATIONS and (chosen or inner or _only_weighed(factor, a)):
             return found, chosen or inner
     return (core(factor.args[0], depth - 1)[0], True) if chosen else (factor, False)
+
+
+def _annealed(choice: Term, depth: int) -> tuple[Term, bool] | None:
+    """A signal in a soft and in a hard form, and a setting of the model that says which: it is the soft one."""
+    asked, *forms = choice.args
+    found = [core(f, depth) for f in forms] if fixed(asked) and not learned(asked) else []
+    soft = [(c, chosen) for c, chosen in found if c.op in ACTIVATIONS]
+    either = all(c.op in ACTIVATIONS | DECISIONS for c, _ in found)
+    return soft[0] if soft and either else None
 
 
 def _alike(largest: Term, depth: int) -> Term | None:

@@ -50,7 +50,7 @@ def _stack(scene: Scene, term: Term, product: Term, c: Term) -> Hit | None:
 
 
 def masked(scene: Scene) -> None:
-    """A stored weight under a mask with a learned number for each of its entries."""
+    """A stored weight under a mask with a learned number for each of its entries, or for each of its rows."""
     for term in (t for t in scene.having("mul") if t not in scene.used and scene.maximal(t)):
         mask = next((f for f in term.args if _mask(f, term)), None)
         held = tuple(f for f in term.args if f is not mask and peeled(f).op == "param")
@@ -60,8 +60,9 @@ def masked(scene: Scene) -> None:
 
 
 def _mask(f: Term, product: Term) -> bool:
-    found, sizes = signal(f), peeled(f).shape or ()
-    own = len(sizes) > 1 and sizes == (product.shape or ())[-len(sizes) :]
+    found, sizes, whole = signal(f), peeled(f).shape or (), product.shape or ()
+    rows = len(whole) > 1 and f.shape == (whole[0], *(1 for _ in whole[1:]))
+    own = rows or (len(sizes) > 1 and sizes == whole[-len(sizes) :])
     return own and found is not None and found.bounded and not found.decides and found.fixed and learned(f)
 
 

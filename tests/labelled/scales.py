@@ -723,6 +723,42 @@ class EmbeddedFiLM(nn.Module):
         return self.embed(ids) * scale + shift
 
 
+class FeatureSet(nn.Module):
+    """A table, and a number for each of its rows that says whether the row is needed."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.fc = nn.Embedding(10, D), nn.Linear(D, 4)
+        self.mask = nn.Parameter(torch.linspace(-1, 1, 10).unsqueeze(1))
+        self.register_buffer("hard", torch.tensor(False))
+
+
+@has("feature", given=(IDS,))
+class GrowingTemperature(FeatureSet):
+    """OptFS in training; the factor of every row is 1 at first."""
+
+    def forward(self, ids):
+        scale = 1.0 / torch.sigmoid(torch.tensor(0.5))
+        return self.fc((self.table(ids) * scale * torch.sigmoid(20.0 * F.embedding(ids, self.mask))).sum(1))
+
+
+@has("feature", given=(IDS,))
+class SoftOrHard(FeatureSet):
+    """In training the sigmoid, in the end a step; a stored flag says which."""
+
+    def forward(self, ids):
+        m = self.mask[ids]
+        return self.fc((self.table(ids) * torch.where(self.hard, (m > 0).float(), torch.sigmoid(20.0 * m))).sum(1))
+
+
+@has("hard", given=(IDS,))
+class Ticket(FeatureSet):
+    """OptFS in the end: rows are kept or dropped."""
+
+    def forward(self, ids):
+        return self.fc((self.table(ids) * (F.embedding(ids, self.mask) > 0).float()).sum(1))
+
+
 @has("modulation", given=(COND,))
 class GatedPrompt(nn.Module):
     """Learned tokens, gated by a condition."""

@@ -1,7 +1,7 @@
 """Weights of layers that are mixed or masked before the layer is called."""
 
 import torch
-from snippets import IMAGE, ROWS, STEP, D, H, has, looks_like
+from snippets import IDS, IMAGE, ROWS, STEP, D, H, has, looks_like
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
@@ -73,6 +73,27 @@ class ConditionalKernels(Checkpoints):
         return F.conv2d(x.reshape(1, b * c, h, w), kernels, padding=1, groups=b).view(b, H, h, w)
 
 
+@has("router", given=(IMAGE,))
+class SigmoidKernels(Checkpoints):
+    """CondConv: numbers that need not sum to one."""
+
+    def forward(self, x):
+        b, c, h, w = x.shape
+        routing = torch.sigmoid(self.score(F.adaptive_avg_pool2d(x, 1).flatten(1)))
+        kernels = (routing @ self.kernels.flatten(1)).view(b * H, D, 3, 3)
+        return F.conv2d(x.reshape(1, b * c, h, w), kernels, padding=1, groups=b).view(b, H, h, w)
+
+
+@has("router", given=(IMAGE,))
+class OneKernelEach(Checkpoints):
+    """The kernel of the largest score, for each image."""
+
+    def forward(self, x):
+        b, c, h, w = x.shape
+        kernels = self.kernels[self.score(x.mean((2, 3))).argmax(-1)].view(b * H, D, 3, 3)
+        return F.conv2d(x.reshape(1, b * c, h, w), kernels, padding=1, groups=b).view(b, H, h, w)
+
+
 @has("feature")
 class MaskedWeight(Checkpoints):
     """A soft mask over the entries of a frozen weight."""
@@ -83,6 +104,18 @@ class MaskedWeight(Checkpoints):
 
     def forward(self, x):
         return F.linear(x, self.base * torch.sigmoid(self.mask))
+
+
+@has("feature", given=(IDS,))
+class MaskedTable(nn.Module):
+    """One number for each row of a table."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.mask, self.fc = nn.Embedding(10, D), nn.Parameter(torch.zeros(10)), nn.Linear(D, H)
+
+    def forward(self, ids):
+        return self.fc(F.embedding(ids, self.table.weight * torch.sigmoid(5 * self.mask).unsqueeze(1)))
 
 
 @has("spatial")
@@ -147,6 +180,14 @@ class Householder(Checkpoints):
     def forward(self, x):
         v = self.fc.weight[0]
         return x - 2 * (x * v).sum(-1, keepdim=True) * v / (v * v).sum()
+
+
+@looks_like()
+class HiddenLayerOfMatrices(Checkpoints):
+    """A matrix per class, of what a hidden layer of another size makes."""
+
+    def forward(self, x):
+        return torch.sigmoid(self.fc(x)) @ self.deltas.reshape(H, -1)
 
 
 @looks_like()
