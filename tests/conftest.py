@@ -12,6 +12,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from sampled import left_out  # noqa: E402
 
 from gatec.dispatch.choose import FAILED  # noqa: E402
 from gatec.zoo import torchvision_loads  # noqa: E402
@@ -35,7 +36,10 @@ def accept(request):
     return request.config.getoption("--accept")
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
+    out = left_out(items)
+    config.hook.pytest_deselected(items=[i for i in items if i.nodeid in out])
+    items[:] = [i for i in items if i.nodeid not in out]
     if not torch.cuda.is_available():
         missing = "needs a CUDA device, and there is none"
     elif os.environ["TRITON_INTERPRET"] == "1":

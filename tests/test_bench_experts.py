@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gatec.bench.experts import MLP, PEERS, experts, theirs
+from gatec.bench.experts import MLP, PEERS, SPLITS, experts, theirs
 from gatec.bench.experts_onnx import experts_onnx
 from gatec.pipeline import convert
 
@@ -26,8 +26,10 @@ def test_a_row_for_many_tokens_and_one_for_a_single_one() -> None:
     assert ["batched_mm" in r for r in rows] == [False, True] * 4
 
 
-def test_every_file_of_the_layer_is_timed() -> None:
+@pytest.mark.parametrize("splits", [SPLITS[:1], pytest.param(SPLITS, marks=pytest.mark.sweep)], ids=["one", "all"])
+def test_every_file_of_the_layer_is_timed(splits, monkeypatch) -> None:
     pytest.importorskip("onnxruntime")
+    monkeypatch.setitem(experts_onnx.__globals__, "SPLITS", splits)
     rows = experts_onnx(width=16, hidden=128, tokens=40, repeats=1)
-    assert [r["tokens"] for r in rows] == [40, 1] * 4
+    assert [r["tokens"] for r in rows] == [40, 1] * len(splits)
     assert all(r["dense / standard"] > 0 and r["dense / own operator"] > 0 for r in rows)

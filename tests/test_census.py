@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console
+from sampled import some
 from torch import nn
 from typer.testing import CliRunner
 
@@ -71,7 +72,7 @@ CASES = {f"{n}-{c.name}": c for n, g in gates().items() for c in g.cases}
 # -- what it holds ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", some(CASES))
 def test_the_census_counts_what_it_holds(name):
     case = CASES[name]
     try:

@@ -9,6 +9,7 @@ import types
 
 import pytest
 import torch
+from sampled import some
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
@@ -84,7 +85,11 @@ def ran_fused(fused):
 
 
 @pytest.mark.filterwarnings("ignore")  # inductor's own
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize(
+    "pair, backend",
+    some([(m, b) for b in ("aot_eager", "inductor") for m in MODELS], of=2),  # the scan by inductor is swept
+    indirect=["pair"],
+)
 def test_torch_compile_without_a_break_forward_and_backward(pair, x, backend):
     model, fused = pair
     torch._dynamo.reset()

@@ -4,6 +4,8 @@ import ast
 import copy
 import io
 import warnings
+from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,19 @@ PUT = [p for p in ALL if not p.values[1].refuses]
 REFUSED = [p for p in ALL if p.values[1].refuses]
 NEUTRAL = [p for p in PUT if not p.values[0].gives_up(p.values[1].options)]
 MOVING = [p for p in PUT if p.values[0].neutral and p not in NEUTRAL]  # neutral but for their options
+
+
+def each(cases, of):
+    """Of each gate's cases every `of`-th, from its first on; the others are swept."""
+    numbers, found = Counter(), []
+    for p in cases:
+        gate = id(p.values[0])
+        swept = pytest.param(*p.values, id=p.id, marks=pytest.mark.sweep)
+        found.append(swept if numbers[gate] % of else p)
+        numbers[gate] += 1
+    return found
+
+
 DRIFTING = [p for p in PUT if not p.values[0].neutral]
 
 
@@ -190,7 +205,7 @@ def test_old_parameters_learn_as_before(gate, case):
 
 
 @pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
-@pytest.mark.parametrize("gate, case", ALL)
+@pytest.mark.parametrize("gate, case", each(ALL, 2))
 def test_original_untouched(gate, case, train):
     model, inputs = built(case)
     model.train(train)
@@ -213,7 +228,7 @@ def test_in_place_refusal_leaves_no_trace(gate, case):
     assert same(state(model), before)
 
 
-@pytest.mark.parametrize("gate, case", PUT)
+@pytest.mark.parametrize("gate, case", each(PUT, 2))
 def test_in_place_is_the_same_object(gate, case):
     model, inputs = built(case)
     copied = converted(gate, case, model, inputs)
@@ -233,7 +248,7 @@ def test_copies_share_nothing(gate, case):
     assert not {p.data_ptr() for p in gated.parameters()} & {p.data_ptr() for p in model.parameters()}
 
 
-@pytest.mark.parametrize("gate, case", PUT)
+@pytest.mark.parametrize("gate, case", each(PUT, 2))
 def test_converting_twice_is_converting_once(gate, case):
     model, inputs = built(case)
     once = converted(gate, case, model, inputs)
@@ -249,7 +264,7 @@ def test_converting_twice_is_converting_once(gate, case):
 # -- the gated model lives on -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("gate, case", PUT)
+@pytest.mark.parametrize("gate, case", each(PUT, 2))
 def test_other_batches_ranks_and_dtypes_are_captured_again(gate, case):
     model, inputs = built(case, torch.float64)
     gated = converted(gate, case, model, inputs)
@@ -265,17 +280,16 @@ def test_other_batches_ranks_and_dtypes_are_captured_again(gate, case):
     assert gated(*inputs).dtype == torch.float64
 
 
-@pytest.mark.parametrize(
-    "dtype, bound", [(torch.float64, 1e-12), (torch.bfloat16, 0.05), (torch.float16, 0.01)], ids=str
-)
-@pytest.mark.parametrize("gate, case", PUT)
-def test_to_another_dtype(gate, case, dtype, bound):
-    model, inputs = built(case)
-    gated = converted(gate, case, model, inputs).to(dtype)
-    bound, model = unmoved(gate, case, model, inputs, bound)
-    model, inputs = model.to(dtype), tuple(x.to(dtype) for x in inputs)
-    assert gated(*inputs).dtype == dtype
-    assert distance(gated(*inputs), model(*inputs)) <= bound
+@pytest.mark.parametrize("gate, case", each(PUT, 2))
+def test_to_another_dtype(gate, case):
+    first, inputs = built(case)
+    whole = converted(gate, case, first, inputs)
+    for dtype, bound in ((torch.float64, 1e-12), (torch.bfloat16, 0.05), (torch.float16, 0.01)):
+        gated = copy.deepcopy(whole).to(dtype)
+        bound, model = unmoved(gate, case, copy.deepcopy(first), inputs, bound)
+        model, given = model.to(dtype), tuple(x.to(dtype) for x in inputs)
+        assert gated(*given).dtype == dtype
+        assert distance(gated(*given), model(*given)) <= bound, dtype
 
 
 @pytest.mark.parametrize("gate, case", PUT)
@@ -286,21 +300,19 @@ def test_no_rows_at_all(gate, case):
     assert gated(*nothing).shape == model(*nothing).shape
 
 
-@pytest.mark.parametrize(
-    "how", [copy.deepcopy, pickled, lambda m: copy.deepcopy(pickled(m))], ids=["copied", "saved", "both"]
-)
-@pytest.mark.parametrize("gate, case", PUT)
-def test_copies_and_files_keep_the_rewrite(gate, case, how):
+@pytest.mark.parametrize("gate, case", each(PUT, 2))
+def test_copies_and_files_keep_the_rewrite(gate, case):
     model, inputs = built(case)
     gated = converted(gate, case, model, inputs)
     scrambled(gated, model)
-    other = how(gated)
-    assert set(other.state_dict()) == set(gated.state_dict())
-    assert torch.equal(other(*inputs), gated(*inputs))
-    assert not torch.equal(other(*inputs), model(*inputs))
-    assert count(other) == case.put
-    scrambled(other, model)
-    assert not torch.equal(other(*inputs), gated(*inputs))
+    copied, saved = copy.deepcopy(gated), pickled(gated)
+    for how, other in {"copied": copied, "saved": saved, "both": copy.deepcopy(saved)}.items():
+        assert set(other.state_dict()) == set(gated.state_dict()), how
+        assert torch.equal(other(*inputs), gated(*inputs)), how
+        assert not torch.equal(other(*inputs), model(*inputs)), how
+        assert count(other) == case.put, how
+        scrambled(other, model)
+        assert not torch.equal(other(*inputs), gated(*inputs)), how
 
 
 def scrambled(gated, model):
@@ -313,7 +325,7 @@ def scrambled(gated, model):
             module.bias.data.add_(torch.randn_like(module.bias))
 
 
-@pytest.mark.parametrize("gate, case", PUT)
+@pytest.mark.parametrize("gate, case", each(PUT, 2))
 def test_state_dicts_travel(gate, case):
     model, inputs = built(case)
     gated = converted(gate, case, model, inputs)
@@ -323,7 +335,7 @@ def test_state_dicts_travel(gate, case):
     assert torch.equal(fresh(*inputs), gated(*inputs))
 
 
-@pytest.mark.parametrize("gate, case", PUT)
+@pytest.mark.parametrize("gate, case", each(PUT, 2))
 def test_train_mode(gate, case):
     model, inputs = built(case)
     gated = converted(gate, case, model, inputs)
@@ -335,7 +347,7 @@ def test_train_mode(gate, case):
     assert distance(born(*inputs), model(*inputs)) <= bound
 
 
-@pytest.mark.parametrize("gate, case", PUT)
+@pytest.mark.parametrize("gate, case", each(PUT, 99))
 def test_the_original_is_what_is_left_when_gates_are_compiled(gate, case):
     model, inputs = built(case)
     gated = converted(gate, case, model, inputs)
@@ -394,7 +406,7 @@ def test_spaces_mean_nothing(text):
     assert spell(parse(text)) == "glu,prune"
 
 
-@pytest.mark.parametrize("gate, case", PUT)
+@pytest.mark.parametrize("gate, case", each(PUT, 2))
 def test_options_round_trip_as_text(gate, case):
     text = spell([(gate, case.options)])
     assert parse(text) == [(gate, case.options)]
@@ -487,19 +499,36 @@ def test_every_pass_has_a_place_in_a_transformer():
         assert any(e.verdict == "put" for e in gatec.why(model, name, inputs=x)), name
 
 
-@pytest.mark.parametrize("first", gatec.gates())
-@pytest.mark.parametrize("second", gatec.gates())
+@cache
+def layers():
+    torch.manual_seed(0)
+    return nn.Sequential(Layer()).double(), torch.randn(3, 5, 8).double()
+
+
+@cache
+def with_one(name):
+    model, x = layers()
+    return gatec.convert(model, name, inputs=x)
+
+
+NAMES = list(gatec.gates())
+# Of the two orders of a pair one is swept: which one goes by turns.
+ROWS = [
+    pytest.param(a, b, marks=() if (i < j) == ((i + j) % 2 == 0) else pytest.mark.sweep)
+    for i, a in enumerate(NAMES) for j, b in enumerate(NAMES) if a != b
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("first, second", ROWS)
 def test_passes_in_a_row(first, second):
     """One after the other is both at once; whichever cannot follow says so."""
-    model, x = nn.Sequential(Layer(), Layer()).double(), torch.randn(3, 5, 8).double()
+    model, x = layers()
     text = {"moe": "moe(experts=4,top_k=4)"}
     names = text.get(first, first), text.get(second, second)
-    if first == second:
-        return
     once = gatec.convert(model, ",".join(names), inputs=x)
     assert distance(once(x), model(x)) <= 1e-12
     try:
-        twice = gatec.convert(gatec.convert(model, names[0], inputs=x), names[1], inputs=x)
+        twice = gatec.convert(with_one(names[0]), names[1], inputs=x)
     except gatec.GatecError:
         assert not [e for e in gatec.report(once).edits if e.gate == second and e.verdict == "put"]
     else:

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from sampled import some
 from torch import nn
 from torch.nn import functional as F
 
@@ -104,8 +105,7 @@ def stepped(model: nn.Module, ids: torch.Tensor) -> list[torch.Tensor]:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("form", ["grouped_mm", "batched_mm"])
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("kind, form", some([(k, f) for f in ("grouped_mm", "batched_mm") for k in MODELS], of=2))
 def test_experts_of_a_model_library_are_found_by_what_they_compute(kind: str, form: str) -> None:
     before, ids = language_model(kind, form), torch.randint(32, (2, 5))
     after = gatec.fuse(before, {"input_ids": ids}, everywhere=True)

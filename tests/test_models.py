@@ -64,17 +64,17 @@ GATED = "its hidden layer is gated already"
 MODELS = [
     Model("transformers:llama", 0, 2, 2, GATED),
     Model("transformers:mistral", 0, 2, 2, GATED, slow=True),
-    Model("transformers:qwen3", 0, 2, 2, GATED),
-    Model("transformers:gemma2", 0, 2, 2, GATED),
+    Model("transformers:qwen3", 0, 2, 2, GATED, slow=True),
+    Model("transformers:gemma2", 0, 2, 2, GATED, slow=True),
     Model("transformers:phi3", 0, 2, 2, GATED),
     Model("transformers:gpt2", 2, 2, 2),
-    Model("transformers:opt", 2, 2, 2),
-    Model("transformers:bert", 2, 2, 2),
+    Model("transformers:opt", 2, 2, 2, slow=True),
+    Model("transformers:bert", 2, 2, 2, slow=True),
     Model("transformers:t5?feed_forward_proj=gated-gelu", 0, 4, 4, GATED),
     Model("transformers:t5?feed_forward_proj=relu", 4, 4, 4, slow=True),
-    Model("transformers:whisper", 4, 4, 4),
+    Model("transformers:whisper", 4, 4, 4, slow=True),
     Model("transformers:vit", 2, 2, 2),
-    Model("transformers:dinov2?use_swiglu_ffn=True", 0, 2, 2, GATED),
+    Model("transformers:dinov2?use_swiglu_ffn=True", 0, 2, 2, GATED, slow=True),
     Model("timm:vit_tiny_patch16_224?depth=2,embed_dim=48,num_heads=2,img_size=32,num_classes=10", 2, 2, 2),
     Model("timm:efficientnet_b0?num_classes=10", 0, 0, 12, slow=True),
     Model("sequential", 3, 3, 3),
@@ -174,7 +174,7 @@ def test_everything_at_once_in_training(given):
     assert losses[-1] < losses[0]
 
 
-CAUSAL = ["llama", "gpt2", "gemma2", pytest.param("phi3", marks=pytest.mark.sweep), pytest.param("qwen3", marks=pytest.mark.sweep),
+CAUSAL = ["llama", "gpt2", pytest.param("gemma2", marks=pytest.mark.sweep), pytest.param("phi3", marks=pytest.mark.sweep), pytest.param("qwen3", marks=pytest.mark.sweep),
           pytest.param("mistral", marks=pytest.mark.sweep), pytest.param("opt", marks=pytest.mark.sweep)]  # fmt: skip
 GREEDY = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
 
@@ -247,7 +247,7 @@ def test_save_pretrained(tmp_path, spec, text):
     assert torch.equal(fresh(ids).logits, gated(ids).logits)
 
 
-@pytest.mark.parametrize("text", ["prune", ALL])
+@pytest.mark.parametrize("text", [pytest.param("prune", marks=pytest.mark.sweep), ALL])
 def test_compiles_on_top(text):
     gated = gatec.convert(load("transformers:llama"), text)
     ids = torch.randint(5, 200, (2, 6))

@@ -79,9 +79,7 @@ def test_copies_files_and_saved_folders_route_alike(kind, tmp_path):
         assert torch.equal(again.eval()(x), moe(x))
 
 
-@pytest.mark.parametrize(
-    "kind", [k if k in ("sigmoid", "dynamic") else pytest.param(k, marks=pytest.mark.sweep) for k in KINDS]
-)
+@pytest.mark.parametrize("kind", [k if k == "dynamic" else pytest.param(k, marks=pytest.mark.sweep) for k in KINDS])
 def test_fused_and_exported_as_it_is(kind, tmp_path):
     _, moe, x = converted(kind)
     moe, x = moe.float(), x.float()

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from odd import FILES, Case, Step, cases, missing
+from sampled import some
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map
 
@@ -31,6 +32,7 @@ AFTERWARDS = (
 )  # seen at the end
 pytestmark = pytest.mark.filterwarnings("ignore")  # of torch, about what people write
 EVERY = pytest.mark.parametrize("case", list(cases()), ids=lambda c: c.name)
+EACH_THIRD = pytest.mark.parametrize("case", some(cases()), ids=lambda c: c.name)
 HELD = {"_gatec", "_parameters", "_buffers", "_modules", "_is_full_backward_hook"}
 
 
@@ -221,7 +223,7 @@ def test_captured_or_refused_in_words(case: Case):
         assert re.fullmatch(re.escape(words) + line, program.missed[path]), program.missed[path]
 
 
-@EVERY
+@EACH_THIRD
 @pytest.mark.parametrize(("everywhere", "grad"), [
     pytest.param(True, True, id="modules-gradients"),
     *[pytest.param(e, g, id=f"{'modules' if e else 'model'}-{'gradients' if g else 'values'}", marks=pytest.mark.sweep)

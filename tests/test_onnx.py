@@ -159,7 +159,7 @@ NOTES = {
     ),
     "recurrent_gemma": ("sequence stays 5: tracing ties it down",),
 }
-SLOW = ("mixtral", "recurrent_gemma", "t5", "gpt2")
+SLOW = ("mixtral", "recurrent_gemma", "t5", "gpt2", "bert", "vit")
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -284,7 +284,7 @@ KEPT = {
 }
 
 
-@pytest.mark.parametrize("case", KEPT)
+@pytest.mark.parametrize("case", [pytest.param(c, marks=pytest.mark.sweep if KEPT[c][1] == 1 else ()) for c in KEPT])
 def test_only_the_size_that_a_trace_ties_down_stays(case: str, tmp_path: Path) -> None:
     kind, count, note = KEPT[case]
     got = export(kind(), tmp_path / "kept.onnx", (torch.randn(2, 8, 3), torch.randn(2, 7, 3))[:count])

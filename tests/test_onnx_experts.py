@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from sampled import some
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -113,15 +114,14 @@ def is_merged(model: nn.Module, x: Tensor = X) -> str:
     return line
 
 
-@pytest.mark.parametrize("name", NAMED)
-@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("name, bias", some([(n, b) for n in NAMED for b in (True, False)], of=2, at=1))
 def test_an_activation_is_known_by_what_it_gives(name: str, bias: bool) -> None:
     line = is_merged(mixture(MLP(NAMED[name], False, bias), **FOUR))
     assert line == f"the model: onnxruntime's MoE, 4 experts, at most 2 for a token, {name}"
 
 
-@pytest.mark.parametrize("router", ["topk_softmax", "sigmoid", "noisy", "hash", "multi_gate", "expert_choice", "dynamic",
-                                    "dense_to_sparse"])  # fmt: skip
+@pytest.mark.parametrize("router", some(["topk_softmax", "sigmoid", "noisy", "hash", "multi_gate", "expert_choice", "dynamic",
+                                         "dense_to_sparse"]))  # fmt: skip
 def test_any_router_whose_weights_are_not_negative(router: str) -> None:
     assert ", swiglu" in is_merged(mixture(MLP(), router=router, **FOUR))
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from sampled import some
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
@@ -28,6 +29,8 @@ ALL = papers()
 SIZES = [(3, 9), (1, 6), (2, 1)]  # inputs of other sizes than those traced
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
 every = pytest.mark.parametrize("paper", ALL, ids=lambda p: p.name)
+sixth = pytest.mark.parametrize("paper", some(ALL, of=6), ids=lambda p: p.name)  # for what traces a file many times
+first, second, third = (pytest.mark.parametrize("paper", some(ALL, at=i), ids=lambda p: p.name) for i in range(3))
 
 
 @pytest.fixture(autouse=True)
@@ -132,7 +135,7 @@ def test_the_census_finds_what_the_file_says_and_nothing_else(paper):
         assert Counter(f.kind for f in found) == paper.gates, "\n".join(f"{f}  {f.equation}" for f in found)
 
 
-@every
+@sixth
 def test_another_batch_and_length_train_and_eval_and_a_copy(paper):
     own = paper.module().eval()
     model = guarded(own)
@@ -145,7 +148,7 @@ def test_another_batch_and_length_train_and_eval_and_a_copy(paper):
     assert not unit_of(model).fallbacks
 
 
-@every
+@third
 def test_gradients_are_those_of_the_forward(paper):
     own = paper.module().train()
     model, grads = guarded(own), []
@@ -159,7 +162,7 @@ def test_gradients_are_those_of_the_forward(paper):
 # -- bad input --------------------------------------------------------------------------------------------------------
 
 
-@every
+@second
 def test_one_token_no_token_and_no_row_give_numbers_or_an_error(paper):
     own = paper.module().eval()
     model = guarded(own)
@@ -174,7 +177,7 @@ def test_one_token_no_token_and_no_row_give_numbers_or_an_error(paper):
     assert finite(outcome(own, paper.inputs(2, 1))) and not isinstance(outcome(own, paper.inputs(1, 2)), type)
 
 
-@every
+@first
 def test_wrong_features_are_the_same_error(paper):
     own, args = paper.module().eval(), paper.inputs()
     model = guarded(own)
@@ -185,7 +188,7 @@ def test_wrong_features_are_the_same_error(paper):
             assert same(outcome(own, cut), outcome(model, cut))
 
 
-@every
+@third
 def test_an_input_that_may_be_missing(paper):
     own, args = paper.module().eval(), paper.inputs()
     model, arguments = guarded(own), paper.arguments

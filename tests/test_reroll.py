@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 from rolled import LOOPS, TRAPS, Looped, inputs
+from sampled import some
 from torch import nn
 
 import gatec
@@ -42,7 +43,7 @@ def doubles():
     torch.set_default_dtype(torch.float32)
 
 
-@pytest.mark.parametrize("name", LOOPS)
+@pytest.mark.parametrize("name", some(LOOPS, of=2))
 def test_a_loop_is_one_recurrence_for_every_length(name):
     model = Looped(LOOPS[name])
     rolled = gatec.reroll(model, inputs(8))
@@ -175,7 +176,7 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", some(MODELS))
 @pytest.mark.filterwarnings("ignore")
 def test_real_models(name):
     torch.set_default_dtype(torch.float32)

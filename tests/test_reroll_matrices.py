@@ -6,6 +6,7 @@ import pytest
 import torch
 from rolled import Looped, inputs
 from rolled_matrices import MATRICES, REFUSED, SCANS
+from sampled import some
 from test_reroll import same
 from torch import nn
 
@@ -28,7 +29,7 @@ def targets(rolled):
     return {n.target for n in graphs[0].graph.nodes}
 
 
-@pytest.mark.parametrize("name", MATRICES)
+@pytest.mark.parametrize("name", some(MATRICES, of=2))
 def test_a_loop_is_one_linear_attention_for_every_length(name):
     model = Looped(MATRICES[name])
     rolled = gatec.reroll(model, inputs(8))
@@ -73,7 +74,7 @@ PUBLISHED = [
 ]
 
 
-@pytest.mark.parametrize("name, function, keys", PUBLISHED)
+@pytest.mark.parametrize("name, function, keys", some(PUBLISHED, of=2, at=1))
 def test_published_layers(name, function, keys):
     pytest.importorskip("transformers")
     module = importlib.import_module(f"transformers.models.{name}.modeling_{name}")

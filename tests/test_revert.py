@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from sampled import swept
 from test_gates import PUT, built, converted, pickled, same, state
 from torch import nn
 
@@ -50,8 +51,8 @@ def outputs(model, inputs):
 
 
 @pytest.mark.parametrize("spec, passes", [
-    ("transformers:llama", f"skip,{ALL}"), ("transformers:gpt2", f"glu,{ALL}"), ("transformers:phi3", f"attention,{ALL}"),
-    ("transformers:opt", f"residual,wrap,{ALL}"),
+    ("transformers:gpt2", f"glu,{ALL}"), ("transformers:opt", f"residual,wrap,{ALL}"),
+    *map(swept, [("transformers:llama", f"skip,{ALL}"), ("transformers:phi3", f"attention,{ALL}")]),
 ])  # fmt: skip
 def test_the_models_of_other_people(spec, passes):
     model = load(spec)

@@ -42,6 +42,7 @@ def test_every_way_is_the_dense_model_with_all_experts_on_and_runs_its_share_wit
     assert active == pytest.approx(0.25) and 0 < loss < 10
 
 
+@pytest.mark.sweep
 def test_the_recipe_runs(text):
     found = importlib.util.spec_from_file_location("recover_moe", RECIPE)
     recipe = importlib.util.module_from_spec(found)

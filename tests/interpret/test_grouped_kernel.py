@@ -1,8 +1,11 @@
 """The laws of grouped products: as close to the truth as eager, for any split of the rows, in one type or another."""
 
+from itertools import product
+
 import pytest
 import torch
 from law import TYPES, error, in_every_type, poisoned
+from sampled import some
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -122,8 +125,11 @@ def test_product_of_each_group(split: str, dtype: torch.dtype) -> None:
         assert error(mine, true) <= 2 * max(error(other, true), torch.finfo(dtype).eps)
 
 
-@pytest.mark.parametrize("dtype", TYPES, ids=str)
-@pytest.mark.parametrize("fn", [swiglu, clamped, relu_squared], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "dtype, fn",
+    some(product(TYPES, [swiglu, clamped, relu_squared]), of=2),
+    ids=lambda v: getattr(v, "__name__", str(v)),
+)
 @pytest.mark.parametrize("bias", [False, True], ids=["plain", "biased"])
 def test_mixture_is_as_close_to_the_truth_as_eager(fn, bias: bool, dtype: torch.dtype) -> None:
     torch.manual_seed(0)

@@ -4,6 +4,7 @@ import pickle
 
 import pytest
 import torch
+from sampled import swept
 from torch import nn
 from torch.nn import functional as F
 
@@ -95,7 +96,7 @@ class Looked(nn.Module):
         return (out * scale.flatten().unsqueeze(-1)).unflatten(0, (-1, 2)).sum(1)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, swept(torch.bfloat16)], ids=str)
 def test_every_way_of_a_mixture_passes_the_verification_of_a_device(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     model = Looked().to(dtype)
