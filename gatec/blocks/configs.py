@@ -85,7 +85,7 @@ def on_meta(module: nn.Module, config: Any) -> nn.Module | None:
     try:
         with torch.device("meta"), torch.random.fork_rng():
             built = kind(config)
-    except Exception:
+    except Exception:  # of other people's constructors, which may raise anything about a config that they do not like
         return None
     return built if isinstance(built, nn.Module) else None
 

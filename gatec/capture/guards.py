@@ -164,15 +164,17 @@ def _to_front(graph: fx.Graph) -> None:
 
 
 def _after_effects(nodes: list[fx.Node]) -> set[fx.Node]:
-    """Questions to objects, or to the module, that something in front of them may have changed."""
+    """Questions to objects, or to the module, that something in front of them may have changed, and what is made of the answers."""
     found: set[fx.Node] = set()
     touched = False
     for node in nodes:
         touched = touched or (writes(node) and not isinstance(node.meta.get("val"), Tensor)) or node.target in EFFECTS
         if touched and node.target in (ask, element, getattr, len, operator.truth, operator.getitem):
             source = node.all_input_nodes[0] if node.all_input_nodes else None
-            if source is None or not isinstance(source.meta.get("val"), (Tensor, *PLAIN)) or source in found:
+            if source is None or not isinstance(source.meta.get("val"), (Tensor, *PLAIN)):
                 found.add(node)
+        if any(a in found for a in node.all_input_nodes):
+            found.add(node)
     return found
 
 

@@ -187,6 +187,32 @@ class ModelOutputIn(Block):
         return y if "last_hidden_state" in encoded else -y
 
 
+class Notes:
+    """An object that no tracer looks into."""
+
+    def __init__(self):
+        self.step, self.seen = 1, None
+
+
+@odd(
+    call(X, Notes()),
+    others=[call(rows(3), Notes())],
+    refused="it decides something after it has written to its surroundings",
+)
+class NotedAndAsked(Block):
+    def forward(self, x, notes):
+        notes.seen = x
+        assert notes.step == 1
+        return self.mlp(x)
+
+
+@odd(call(X, Notes()), others=[call(rows(3), Notes())])
+class Asked(Block):
+    def forward(self, x, notes):
+        assert notes.step == 1
+        return self.mlp(x)
+
+
 @odd(call([X, X, X]), others=[call([X]), call([rows(3), rows(2)]), call([])])
 class ListIn(Block):
     def forward(self, xs):
