@@ -57,7 +57,19 @@ from gatec.parallel import Experts, ep_plan, expert_parallel, tp_plan, transform
 from gatec.partition import Coactivation, balanced_clusters, order, weight_features  # noqa: E402
 from gatec.pipeline import convert, convert_, gate_parameters, load, why  # noqa: E402
 from gatec.program import Edit  # noqa: E402
-from gatec.pruning import Group, Groups, budget, channel_gates, close, groups, prune, remapped  # noqa: E402
+from gatec.pruning import (  # noqa: E402
+    Group,
+    Groups,
+    budget,
+    channel_gates,
+    close,
+    group_lasso,
+    groups,
+    profile,
+    prune,
+    remapped,
+    schedule,
+)
 from gatec.recurrence import linear_recurrence  # noqa: E402
 from gatec.report import Report, report  # noqa: E402
 from gatec.rerolling import reroll, reroll_  # noqa: E402
@@ -73,8 +85,8 @@ __version__ = "0.1.0"
 __all__ = [  # noqa: RUF022 - in the order in which a reader meets them
     # what a user calls
     "scan", "why", "convert", "convert_", "upcycle", "fuse", "fuse_", "reroll", "reroll_", "compact", "revert", "eject",
-    "groups", "prune", "close", "budget", "channel_gates", "remapped", "export", "save", "load", "report", "gates", "explain",
-    "kernels_of", "tune", "gate_parameters", "backend",
+    "groups", "prune", "profile", "close", "budget", "schedule", "group_lasso", "channel_gates", "remapped",
+    "export", "save", "load", "report", "gates", "explain", "kernels_of", "tune", "gate_parameters", "backend",
     "losses", "health", "watching", "task", "anneal", "GradientRouting",
     "merge", "measure", "calibrate", "share_blocks", "Distillation",
     "expert_parallel", "ep_plan", "tp_plan", "transformers_plan", "Experts",

@@ -1,4 +1,4 @@
-"""Gates on the rows of an embedding, which start open and harden while they are annealed."""
+"""Gates on the rows of an embedding, which start open and harden while they are annealed; annealing of all gates that do."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from gatec.errors import GatecError
 from gatec.moe.router import Losses
+from gatec.pruning import Polarised
 
 
 class Selector(nn.Module):
@@ -31,6 +32,10 @@ class Selector(nn.Module):
             self.losses = Losses(select=self.share(self.mask).mean())
         return (self.share(self.mask[ids]) / torch.sigmoid(self.start)).unsqueeze(-1)
 
+    def anneal(self, progress: float, final: float) -> None:
+        """tau = final^progress."""
+        self.tau.fill_(final**progress)
+
     def share(self, mask: Tensor) -> Tensor:
         """How far rows are open, from 0 to 1."""
         hard = self.tau.isinf()
@@ -43,8 +48,12 @@ class Selector(nn.Module):
 
 
 def anneal(model: nn.Module, progress: float, *, final: float = 200.0) -> float:
-    """Set the temperature of every Selector to `final` ** progress: 1 at progress 0, inf (hard gates) for progress inf."""
-    found = [m for m in model.modules() if isinstance(m, Selector)]
+    """Harden the gates that are annealed: at progress 0 they are as they were born, at 1 `final` times as hard, at inf steps.
+
+    Selector    tau = final^progress
+    polarised   (a form of `gatec.prune`) eps = 0.1 / final^progress
+    """
+    found = [m for m in model.modules() if isinstance(m, (Selector, Polarised))]
     if not found:
         raise GatecError(
             "a model with gates to anneal",
@@ -53,7 +62,6 @@ def anneal(model: nn.Module, progress: float, *, final: float = 200.0) -> float:
         )
     if not progress >= 0 or not 1 < final < math.inf:
         raise GatecError("a progress of 0 or more, and a final temperature above 1", found=f"{progress} and {final}")
-    tau = math.inf if math.isinf(progress) else final**progress
-    for selector in found:
-        selector.tau.fill_(tau)
-    return tau
+    for gate in found:
+        gate.anneal(progress, final)
+    return float(final**progress)

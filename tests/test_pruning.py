@@ -245,6 +245,7 @@ def test_a_budget_is_met(by, of):
     x = TOKENS.double()
     gated = gatec.prune(made(tower), x)
     gated(x).square().sum().backward()
+    torch.optim.SGD(gatec.gate_parameters(gated), 1e-6).step()
     gatec.close(gated, to=0.5, of=of, by=by)
     assert 0.3 < float(gatec.budget(gated, of, decided=True)) <= 0.5
     if of == "parameters":
@@ -308,6 +309,26 @@ def test_a_report_says_what_went():
     small = gatec.compact(half(gatec.prune(made(network), x)), x)
     last = gatec.report(small).edits[-1]
     assert "parameters" in last.why and "multiplications" in last.why and "ms here" in last.why and last.drift <= 1e-12
+
+
+def test_a_report_says_what_each_layer_costs():
+    x = IMAGE.double()
+    model = made(network)
+    small = gatec.compact(half(gatec.prune(model, x)), x)
+    found = gatec.report(small)
+    sizes = {n.site: n for n in found.narrowed}
+    assert list(sizes) == ["", "0", "1", "3", "4", "6", "10"]
+    for path, one in sizes.items():
+        for side, m in enumerate((model, small)):
+            layer = m.get_submodule(path)
+            assert one.parameters[side] == sum(p.numel() for p in layer.parameters()) and one.seconds[side] > 0
+    first = small[0]
+    assert sizes["0"].multiplications == (2 * 64 * 8 * 27, 2 * 64 * first.weight.numel())
+    assert sizes["0"].memory == (8 * (8 * 28 + 2 * 8 * 64), 8 * (first.out_channels * (28 + 2 * 64)))
+    assert sizes[""].multiplications[1] == sum(n.multiplications[1] for p, n in sizes.items() if p)
+    assert sizes[""].memory[1] < sizes[""].memory[0]
+    assert "<h2>Before and after</h2>" in found.html() and found.data()["narrowed"][1]["site"] == "0"
+    assert "memory" in found.edits[-1].why
 
 
 def test_a_page_shows_the_widths():
@@ -489,7 +510,7 @@ def test_a_result_that_moved_is_not_handed_over():
         (lambda g: gatec.close(g, {next(iter(gatec.channel_gates(g))): [99]}), r"numbers of slots from 0 to"),
         (lambda g: gatec.close(g, {next(iter(gatec.channel_gates(g))): [True]}), r"a mask of \d+ slots"),
         (lambda g: gatec.close(g, to=2.0), r"a share from 0 to 1\n  found to=2.0"),
-        (lambda g: gatec.close(g, to=1e-6), r"a budget of at least"),
+        (lambda g: gatec.close(g, to=1e-6, by="magnitude"), r"a budget of at least"),
         (lambda g: gatec.close(g, to=0.5, by="luck"), r"a way of telling which slots matter\n  found 'luck'"),
         (lambda g: gatec.close(g, to=0.5, by="taylor"), r"gradients of gates"),
         (lambda g: gatec.budget(g, "watts"), r"a cost that is counted\n  found 'watts'"),

@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = [row.split() for row in [
-    "errors settings vision",
+    "errors settings vision clocks",
     "decompose rowform ladder",
     "reductions sweep",
     "equation kernel derive aot grouped routed recurrence linear_attention",

@@ -3,6 +3,7 @@
 from gatec.axes import computing, moving
 from gatec.axes.atoms import Atom, Axis, Fact, flat, leaves, size
 from gatec.axes.computing import KERNEL
+from gatec.axes.ledger import Called, Ledger, Like
 from gatec.axes.places import slots
 from gatec.axes.walk import Walk, told, walked
 
@@ -10,7 +11,10 @@ __all__ = [
     "KERNEL",
     "Atom",
     "Axis",
+    "Called",
     "Fact",
+    "Ledger",
+    "Like",
     "Walk",
     "computing",
     "flat",

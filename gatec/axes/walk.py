@@ -19,6 +19,7 @@ from gatec.capture import evaluating
 Dims = list[Axis]
 Rule = Callable[..., Any]
 Watch = Callable[["Walk", str, Any, bool], None]  # what a module is given, then what it returns
+Spend = Callable[["Walk", Any, Any, list[Tensor]], None]  # an operator, its arguments, and its results
 RULES: dict[str, Rule] = {}
 
 
@@ -46,6 +47,7 @@ class Walk(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.model, self.where = model, ""
         self.watch: Watch | None = None
+        self.spend: Spend | None = None
         self.known: Any = WeakTensorKeyDictionary()
         self.reached: Any = WeakIdKeyDictionary()
         self.debts: Any = WeakTensorKeyDictionary()
@@ -98,6 +100,8 @@ class Walk(TorchDispatchMode):
         for value, one in zip(results, dims, strict=True):
             self.known[value] = one
             self.note(one)
+        if self.spend is not None:
+            self.spend(self, func, (args, kwargs), results)
 
     def ruled(self, known: Rule | None, out: Any, args: Any, kwargs: Any) -> list[Dims]:
         """What the operator's rule says of its results; nothing where there is none, or what it met does not fit."""
@@ -213,10 +217,11 @@ def spelled_out() -> Iterator[None]:
         torch._C._set_mkldnn_enabled(onednn)
 
 
-def walked(model: nn.Module, args: Any, kwargs: Any, watch: Watch | None = None) -> Walk:
-    """The axes of everything in a model, from one forward of it; `watch` is told what every module is given and returns."""
+def walked(model: nn.Module, args: Any, kwargs: Any, watch: Watch | None = None, spend: Spend | None = None) -> Walk:
+    """The axes of everything in a model, from one forward of it; `watch` is told what every module is given and returns,
+    `spend` what every operator is called with and what it makes."""
     walk = Walk(model)
-    walk.watch = watch
+    walk.watch, walk.spend = watch, spend
     for value in tree_leaves((args, kwargs)):
         if isinstance(value, Tensor):
             walk.known[value] = [axis(n, "it is as long as an input") for n in value.shape]

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
+from gatec.clocks import clock
 
 QUICK = 0.05  # seconds
 
@@ -27,9 +26,6 @@ def medians(ways: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, fl
 
 
 def _timed(way: Callable[[], Any]) -> float:
-    """One thread without a device has a clock of its own, which stands still while other programs run."""
-    alone = torch.get_num_threads() == 1 and not torch.cuda.is_available()
-    clock = time.process_time if alone else time.perf_counter
     start = clock()
     way()
     return clock() - start

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,34 +17,30 @@ from gatec.history import forgotten, remember
 from gatec.inputs import one_call
 from gatec.program import Edit
 from gatec.pruning.configuring import configured
-from gatec.pruning.gating import GATES, closed
+from gatec.pruning.gating import closed, ungate
 from gatec.pruning.group import Groups, groups, unreached
-from gatec.pruning.masking import masked, unmask
 from gatec.pruning.plan import Plan, carried_out
 from gatec.pruning.removing import Removal, removal
+from gatec.pruning.spending import Spent
 from gatec.report import Report
 from gatec.verify import distance
-
-RUNS = 5  # forwards that are timed, each way
 
 
 def narrow(model: nn.Module, inputs: Any, undo: list[Callable[[], Any]]) -> Report:
     """Fold the gates of a model into its weights and remove what is closed, in place; what came of each group."""
     args, kwargs = one_call(model, inputs)
     masks = {name: np.asarray(mask) for name, mask in closed(model).items()}
-    before, slow = _as_gated(model, args, kwargs)
-    for _, module in list(masked(model)):
-        unmask(module)
-    delattr(model, GATES)
+    before = _as_gated(model, args, kwargs)
+    ungate(model)
     found = groups(model, inputs)
     _known(model, masks, found)
     whole = {n: _one_left(m) for n, m in masks.items()}
     wanted = removal(model, whole, args, kwargs)
-    cost = macs(found, Plan()), sum(p.numel() for p in model.parameters())
+    whole_cost = Spent.of(model, args, kwargs)
     carried_out(model, wanted.plan, undo)
     said = configured(model, wanted.walk, wanted.atoms, wanted.plan, args, kwargs, undo) if wanted.plan.kept else ""
     try:
-        after, fast = timed(model, args, kwargs)
+        after, cost = _output(model, args, kwargs), Spent.of(model, args, kwargs)
     except (RuntimeError, ValueError) as e:
         raise GatecError("sizes that the model's operators take", found=first_line(e),
                          hint="gatec.close(model, to=..., multiple=8) keeps multiples of 8") from e  # fmt: skip
@@ -53,14 +48,13 @@ def narrow(model: nn.Module, inputs: Any, undo: list[Callable[[], Any]]) -> Repo
     _proven(model, drift)
     forgotten(model, "channels")
     remember(model, {"removed": wanted.plan.data()}, undo)
-    left = macs(found, wanted.plan), sum(p.numel() for p in model.parameters())
+    narrowed = whole_cost.beside(cost, macs(found, Plan()), macs(found, wanted.plan))
     words = (
-        f"parameters {cost[1]:,} -> {left[1]:,}, multiplications {cost[0]:,} -> {left[0]:,}, {slow * 1e3:.2f} -> "
-        f"{fast * 1e3:.2f} ms here, drift {wanted.drift:.1e} in float64, {drift:.1e} in its own dtype"
+        f"{narrowed[0]}, drift {wanted.drift:.1e} in float64, {drift:.1e} in its own dtype"
         f"{'; ' * bool(said)}{said}{_missed(model, found)}"
     )
     edits = [*(_edit(n, m, found, wanted) for n, m in masks.items()), Edit("compact", "", "put", words, wanted.drift)]
-    return Report(tuple(edits), drift, widths=tuple(_widths(found, wanted)))
+    return Report(tuple(edits), drift, widths=tuple(_widths(found, wanted)), narrowed=narrowed)
 
 
 def _proven(model: nn.Module, drift: float) -> None:
@@ -72,9 +66,9 @@ def _proven(model: nn.Module, drift: float) -> None:
                          hint="leave groups out: gatec.prune(model, kinds=..., only=...)")  # fmt: skip
 
 
-def _as_gated(model: nn.Module, args: Any, kwargs: Any) -> tuple[Any, float]:
+def _as_gated(model: nn.Module, args: Any, kwargs: Any) -> Any:
     try:
-        return timed(model, args, kwargs)
+        return _output(model, args, kwargs)
     except (RuntimeError, ValueError, TypeError, IndexError) as e:
         raise GatecError(f"a gated {type(model).__name__} that runs", found=in_short(e),
                          hint="gatec.compact(model, inputs) with what it takes; layers replaced since gatec.prune "
@@ -118,24 +112,18 @@ def _edit(name: str, mask: Any, found: Groups, done: Removal) -> Edit:
     return Edit("compact", name, "put" if gone or not mask.any() else "left", said)
 
 
-def macs(found: Groups, plan: Plan) -> int:
-    """Multiplications of parameters with what flows in, in the recorded forward."""
+def macs(found: Groups, plan: Plan) -> dict[str, float]:
+    """Multiplications of each parameter with what flows in, in the recorded forward."""
     shapes = {n: p.shape for n, p in found.walk.learned.items()}
     share = {
         name: math.prod(len(at) / shapes[name][dim] for dim, at in dims.items())
         for name, dims in plan.kept.items()
         if name in shapes
     }
-    return round(sum(cost * share.get(name, 1.0) for name, cost in found.walk.macs.items()))
+    return {name: cost * share.get(name, 1.0) for name, cost in found.walk.macs.items()}
 
 
 @torch.no_grad()
-def timed(model: nn.Module, args: Any, kwargs: Any) -> tuple[Any, float]:
-    """The model's output in eval mode, and the seconds of its fastest forward."""
+def _output(model: nn.Module, args: Any, kwargs: Any) -> Any:
     with evaluating(model), untouched(model):
-        out, best = model(*args, **kwargs), math.inf
-        for _ in range(RUNS):
-            start = time.perf_counter()
-            model(*args, **kwargs)
-            best = min(best, time.perf_counter() - start)
-    return out, best
+        return model(*args, **kwargs)

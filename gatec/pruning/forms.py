@@ -33,6 +33,10 @@ class ChannelGate(nn.Module):
         """How open each slot is, from 0 to 1 and differentiable: what a penalty or a budget counts."""
         raise NotImplementedError
 
+    def learned(self) -> Tensor:
+        """What gates have learned of slots: the more, the longer a slot is kept."""
+        return self.weight.detach()
+
     @torch.no_grad()
     def shut(self, which: Tensor) -> None:
         """Close these slots, whatever was learned."""
@@ -111,12 +115,66 @@ class Scale(ChannelGate):
     def openness(self) -> Tensor:
         return self.weight.abs().clamp(max=1)
 
+    def learned(self) -> Tensor:
+        return self.weight.detach().abs()
+
     @torch.no_grad()
     def shut(self, which: Tensor) -> None:
         self.weight[which] = 0.0
 
 
-FORMS: dict[str, type[ChannelGate]] = {"hard": Hard, "hard_concrete": HardConcrete, "scale": Scale}
+class Polarised(ChannelGate):
+    """g(w) = (1 + eps) w^2 / (w^2 + eps): the smaller eps, the more it is 0 or 1; 1 at birth, where w = 1, for every eps.
+
+    What is below `floor` counts as zero, and is zero and stays so once `gatec.anneal` meets it, which lets eps shrink from
+    0.1 to nothing while a model is trained. The paper's form lacks the factor 1 + eps.
+
+    Guo et al. 2021, "GDP: stabilized neural network pruning via gates with differentiable polarization",
+    https://arxiv.org/abs/2109.02220
+    """
+
+    floor, start = 1e-2, 0.1
+    eps: Tensor
+
+    def __init__(self, size: int, group: str, **like: object) -> None:
+        super().__init__(size, group, **like)
+        self.register_buffer("eps", torch.tensor(self.start, **like))  # type: ignore[arg-type]
+
+    def factor(self) -> Tensor:
+        square = self.weight.square()
+        return (1 + self.eps) * square / (square + self.eps)
+
+    def settled(self) -> Tensor:
+        found = self.factor()
+        return torch.where(found < self.floor, torch.zeros_like(found), found)
+
+    def forward(self) -> Tensor:
+        found = self.factor()
+        return torch.where(found < self.floor, found - found.detach(), found)
+
+    def openness(self) -> Tensor:
+        return self.factor() / (1 + self.eps)
+
+    def learned(self) -> Tensor:
+        return self.weight.detach().abs()
+
+    def anneal(self, progress: float, final: float) -> None:
+        """eps = 0.1 / final^progress; what is closed has no gradient from then on."""
+        with torch.no_grad():
+            self.weight[self.factor() < self.floor] = 0.0
+        self.eps.fill_(max(self.start * final**-progress, torch.finfo(self.eps.dtype).tiny))
+
+    @torch.no_grad()
+    def shut(self, which: Tensor) -> None:
+        self.weight[which] = 0.0
+
+
+FORMS: dict[str, type[ChannelGate]] = {
+    "hard": Hard,
+    "hard_concrete": HardConcrete,
+    "scale": Scale,
+    "polarised": Polarised,
+}
 
 
 def form(name: str) -> type[ChannelGate]:

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gatec.axes import slots, walked
+from gatec.axes import Ledger, slots
 from gatec.errors import GatecError
 from gatec.history import remember
+from gatec.inputs import one_call
+from gatec.pruning.costs import Cost, counted, whole
 from gatec.pruning.forms import ChannelGate
 from gatec.pruning.forms import form as form_named
-from gatec.pruning.group import EVERY, Group, Groups, found_in, groups
+from gatec.pruning.group import EVERY, Group, Groups, grouped
 from gatec.pruning.keeping import equal_widths
-from gatec.pruning.masking import FACTOR, SHUT, SILENT, Mask, mask
+from gatec.pruning.masking import FACTOR, SHUT, SILENT, Mask, mask, masked, unmask
 from gatec.pruning.plan import Owners, owners
 from gatec.verify import copied, filled
 
@@ -27,13 +29,18 @@ WATCHING = ("norm", "dotted", "scaled", "mixed")
 
 
 class ChannelGates(nn.ModuleDict):
-    """The gates of a model by group, what each of its parameters costs (numbers, multiplications), and groups that are kept
+    """The gates of a model by group, what it costs by what is counted and what with all slots, and groups that are kept
     equally wide: each with how often its slots lie in one head. `alike` are groups that are the same in other layers.
     """
 
-    costs: dict[str, tuple[int, int]]
+    costs: dict[str, Cost]
+    wholes: dict[str, float]
     even: list[list[tuple[str, int]]]
     alike: list[list[str]]
+
+    def cost(self, costs: dict[str, Cost], sizes: Mapping[str, int]) -> None:
+        """Count like this from now on."""
+        self.costs, self.wholes = costs, {name: whole(cost, sizes) for name, cost in costs.items()}
 
     def forward(self, x: Any) -> Any:
         """Nothing: where the model is a chain of its children, they stand in it."""
@@ -50,7 +57,8 @@ def prune(
 ) -> Model:
     """A copy of `model` with one trainable gate per channel, head, head dimension or feature of the residual stream.
 
-    form     hard (straight-through step), hard_concrete (L0) or scale (slimming); all are 1 at birth
+    form     hard (straight-through step), hard_concrete (L0), scale (slimming) or polarised (w^2 / (w^2 + eps), to be
+             annealed); all are 1 at birth
     kinds    which groups: channels, heads, head dims, groups, residual; all of them by default
     only     a regular expression over names of groups
 
@@ -67,36 +75,37 @@ def prune(
                          hint="gatec.compact(model) decides them first")  # fmt: skip
     model = copied(model)
     filled(model)
-    found = groups(model, inputs)
+    ledger = Ledger()
+    found = grouped(model, *one_call(model, inputs), ledger)
     chosen = [g for g in found.free if (kinds is None or g.kind in kinds) and (only is None or re.search(only, g.name))]
     if not chosen:
         raise GatecError(f"a group of {type(model).__name__} to prune", found=_refusals(found),
                          hint="print(gatec.groups(model)) says why")  # fmt: skip
-    _put(model, form, chosen, found)
+    _put(model, form, chosen, found, ledger)
     remember(model, {"channels": {"form": form, "groups": [g.name for g in chosen]}}, [])
     return model
 
 
-def gated_again(model: Model, step: dict[str, Any], arguments: Any) -> Model:
+def gated_again(model: Model, step: dict[str, Any], given: Any) -> Model:
     """The gates of a saved model, in place; their values come from its checkpoint."""
     wanted = set(step["channels"].get("groups", ()))
-    found = found_in(model, walked(model, *arguments))
+    ledger = Ledger()
+    found = grouped(model, given[0], given[1], ledger)
     chosen = [g for g in found.free if g.name in wanted]
     if len(chosen) != len(wanted):
         missing = sorted(wanted - {g.name for g in chosen})
         raise GatecError(f"the gated groups of {type(model).__name__}", found=f"none at {missing[0]}",
                          hint="load into a fresh model of the same configuration")  # fmt: skip
-    _put(model, str(step["channels"].get("form")), chosen, found)
+    _put(model, str(step["channels"].get("form")), chosen, found, ledger)
     remember(model, step, [])
     return model
 
 
-def _put(model: nn.Module, form: str, chosen: list[Group], found: Groups) -> None:
+def _put(model: nn.Module, form: str, chosen: list[Group], found: Groups, ledger: Ledger) -> None:
     gates, kind = ChannelGates(), form_named(form)
-    sizes = {n: p.numel() for n, p in model.named_parameters()}
-    held = owners(model)
-    gates.costs = {n: (size, found.walk.macs.get(n, 0)) for n, size in sizes.items()}
-    gates.even = _even({g.atom: g.name for g in chosen}, found)
+    names, held = {g.atom: g.name for g in chosen}, owners(model)
+    gates.cost(counted(found, ledger, names), {g.name: g.size for g in chosen})
+    gates.even = _even(names, found)
     gates.alike = _alike(chosen)
     for group in chosen:
         like = found.walk.learned[group.learned[0].name]
@@ -158,6 +167,21 @@ def channel_gates(model: nn.Module) -> dict[str, ChannelGate]:
             "a model with channel gates", found=f"none in {type(model).__name__}", hint="gatec.prune(model, inputs)"
         )
     return {g.group: g for g in model.get_submodule(GATES).children() if isinstance(g, ChannelGate)}
+
+
+def gates_of(model: nn.Module) -> ChannelGates:
+    """The gates of a pruned model, with what it costs."""
+    channel_gates(model)
+    gates = model.get_submodule(GATES)
+    assert isinstance(gates, ChannelGates)
+    return gates
+
+
+def ungate(model: nn.Module) -> None:
+    """Fold the gates of a model into its weights, in place: closed slots are zeros."""
+    for _, module in list(masked(model)):
+        unmask(module)
+    delattr(model, GATES)
 
 
 def closed(model: nn.Module) -> dict[str, Tensor]:

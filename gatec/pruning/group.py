@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from gatec.axes import KERNEL, Atom, Walk, slots, walked
+from gatec.axes import KERNEL, Atom, Ledger, Walk, slots, walked
 from gatec.errors import GatecError, in_short
 from gatec.inputs import one_call
 from gatec.report.drawing import widths
@@ -123,9 +123,13 @@ def groups(model: nn.Module, inputs: Any = None) -> Groups:
     """
     if not isinstance(model, nn.Module):
         raise GatecError("a torch.nn.Module", found=type(model).__name__)
-    args, kwargs = one_call(model, inputs)
+    return grouped(model, *one_call(model, inputs))
+
+
+def grouped(model: nn.Module, args: Any, kwargs: Any, ledger: Ledger | None = None) -> Groups:
+    """The groups of a model's forward, which a ledger may write down."""
     try:
-        walk = walked(model, args, kwargs)
+        walk = walked(model, args, kwargs, spend=ledger)
     except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError) as e:
         raise GatecError(f"example inputs that {type(model).__name__} takes", found=in_short(e),
                          hint="gatec.groups(model, inputs) with what model(...) runs on") from e  # fmt: skip

@@ -12,6 +12,7 @@ from typing import Any
 
 from gatec.report.costs import Cost
 from gatec.report.drawing import curve, heat_map, widths
+from gatec.report.narrowed import HEADS, Narrowed
 
 POLICY = "default-src 'none'; style-src 'sha256-{}'; base-uri 'none'; form-action 'none'"
 
@@ -23,6 +24,7 @@ def page(
     losses: Sequence[tuple[float, float]],
     last: str,
     wide: Sequence[tuple[str, str, int, int]] = (),
+    narrowed: Sequence[Narrowed] = (),
 ) -> str:
     """The page. Names come from users: all text is escaped, and no script may run."""
     style = _style()
@@ -32,6 +34,11 @@ def page(
     body += [_section("Expert usage", f"<p>{USAGE}</p>{heat_map(used)}")] if used else []
     body += [_section("Loss against active share", curve(losses))] if losses else []
     body += [_section("Widths", f"<p>{WIDTHS}</p>{widths(wide)}")] if wide else []
+    body += (
+        [_section("Before and after", f"<p>{NARROWED}</p>{_table(HEADS, [n.row for n in narrowed])}")]
+        if narrowed
+        else []
+    )
     for verdict, title in (("put", "Put"), ("left", "Left, and why"), ("near", "Near misses")):
         found = [e for e in edits if e.verdict == verdict]
         body += [_section(f"{title} ({len(found)})", _edits(found))] if found else []
@@ -57,6 +64,7 @@ def page(
 
 
 WIDTHS = "Each bar is a group of slots that only go together: channels, heads, features. Full is what is left."
+NARROWED = "Measured on this machine, in one forward of the example inputs, before and after slots were removed."
 USAGE = "Each row is a layer, each cell an expert. The fullest is the layer's busiest expert, a dashed one was never chosen."
 
 

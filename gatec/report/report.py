@@ -16,6 +16,7 @@ from gatec.dispatch import FAILED
 from gatec.errors import GatecError
 from gatec.program import Edit
 from gatec.report.costs import Cost, costs
+from gatec.report.narrowed import Narrowed
 from gatec.report.page import page
 from gatec.roofline import Price, machine
 
@@ -29,7 +30,8 @@ class Report:
     `regions` are those that were fused, with what they cost in the recorded call and what they would as one kernel.
     `failed` are ways of their kernels that are never used on this device, and why: known once they were tried.
     `layers` is what each gate costs now; `losses` are (active share, loss) where `gatec.measure` was asked for them.
-    `widths` are (group, kind, slots left, slots before) of a model that was narrowed.
+    `widths` are (group, kind, slots left, slots before) of a model that was narrowed, `narrowed` is what it and its layers
+    cost before and after.
     """
 
     edits: tuple[Edit, ...]
@@ -41,6 +43,7 @@ class Report:
     layers: tuple[Cost, ...] = ()
     losses: tuple[tuple[float, float], ...] = ()
     widths: tuple[tuple[str, str, int, int], ...] = ()
+    narrowed: tuple[Narrowed, ...] = ()
 
     def __str__(self) -> str:
         shown = [c for c in self.layers if c.share < 1 or c.seconds is not None]
@@ -70,6 +73,7 @@ class Report:
             "widths": [
                 {"group": name, "kind": kind, "left": left, "before": size} for name, kind, left, size in self.widths
             ],
+            "narrowed": [n.data() for n in self.narrowed],
             "regions": [{"region": region, **asdict(price)} for region, price in self.regions],
             "failed": [{"way": what, "why": why} for what, why in self.failed],
         }
@@ -80,7 +84,7 @@ class Report:
 
     def html(self) -> str:
         """A page with tables and pictures: one file, which loads nothing and runs nothing."""
-        return page(self.model, self.edits, self.layers, self.losses, self.last, self.widths)
+        return page(self.model, self.edits, self.layers, self.losses, self.last, self.widths, self.narrowed)
 
     def page(self, path: str | Path) -> Path:
         """Write the page into a file."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gatec.pruning import ChannelGate
+from gatec.pruning import ChannelGate, schedule
 
 BATCH, HELD_OUT = 64, 500
 RATE, GATE_RATE = 3e-3, 2e-3
@@ -97,7 +97,7 @@ def learned(model: nn.Module, gates: Sequence[ChannelGate], cost: Callable[[], T
     for done, x, y in data.batches(epochs):
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * _warmth(done)
-        allowed = 1 + (share - 1) * min(1.0, done / TIGHT)
+        allowed = schedule(done, share, end=TIGHT, power=1)
         away = (cost() / allowed - 1).abs()  # above it slots are closed, below it they are opened again
         optimizer.zero_grad()
         (loss_of(model, x, y, teacher) + STRENGTH * away).backward()
