@@ -153,6 +153,24 @@ def test_equal_operators_are_run_once():
     assert len(runs) == first > 9
 
 
+def test_what_training_has_closed_is_measured_once():
+    model, runs = half(gated()), []
+    before = {n: g.closed() for n, g in gatec.channel_gates(model).items()}
+    gatec.close(
+        model, to=0.9, of="parameters", by="magnitude", inputs=IMAGE, timer=lambda *a, **k: runs.append(a) or 1.0
+    )
+    assert all(torch.equal(g.closed(), before[n]) for n, g in gatec.channel_gates(model).items()) and not runs
+
+
+def test_copies_keep_what_was_measured():
+    model = gated()
+    gatec.profile(model, IMAGE, timer=counting)
+    other = half(copy.deepcopy(model))
+    assert (
+        float(gatec.budget(other, "latency", decided=True)) < 1 == float(gatec.budget(model, "latency", decided=True))
+    )
+
+
 def test_other_inputs_are_other_budgets():
     model = gated()
     whole = [gatec.profile(model, IMAGE[:n], timer=counting) for n in (1, 2)]
