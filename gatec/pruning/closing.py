@@ -62,7 +62,12 @@ def _measured(closer: Closer, to: float, inputs: Any, timer: Timer) -> None:
     plain, best = copy.deepcopy(closer.model), dict[float, dict[str, Tensor]]()
     ungate(plain)
     args, kwargs = one_call(plain, inputs)
-    aim, share = to, 1.0
+    aim, share, low, high = (
+        to,
+        1.0,
+        0.0,
+        1.0,
+    )  # what is aimed at is below `high`, and above `low` where too much was closed
     for _ in range(ROUNDS):
         small = copy.deepcopy(closer.model)
         narrow(small, inputs, [])
@@ -71,9 +76,11 @@ def _measured(closer: Closer, to: float, inputs: Any, timer: Timer) -> None:
             for _ in range(TURNS if closer.of == "latency" else 1)
         )
         state = best[share] = closer.state()
-        aim = min(1.0, aim * to / share)
         if abs(share / to - 1) <= NEAR:
             break
+        low, high = (aim, high) if share < to else (low, aim)
+        aim = aim * to / share
+        aim = aim if low < aim < high else (low + high) / 2
         closer.down(aim)
         if share < to and all(torch.equal(state[name], weight) for name, weight in closer.state().items()):
             break  # training has closed more, or there is nothing between
