@@ -9,10 +9,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from gatec.axes.atoms import Axis, axis, mark, narrow, pin, size, split, unify
-from gatec.axes.walk import Dims, Walk, rule
+from gatec.axes.walk import PLACES, Dims, Walk, rule
 
 KERNEL = "it is as large as a convolution's kernel"
-PLACES = "it is a position, of which an input has as many as it has"
 
 
 @rule("pointwise", "copy_", "copy", "masked_fill", "fill", "fill_", "where", "addcmul", "addcdiv", "lerp",
@@ -80,7 +79,8 @@ def convolution(walk: Walk, out: Tensor, x: Tensor, weight: Tensor, bias: Tensor
     if bias is not None:
         unify(found, walk.of(bias)[0])
     batch, places = dims[: -len(kernel) + 1], dims[-len(kernel) + 2 :]
-    alone = [k == s == 1 and not p for k, s, p in zip(weight.shape[2:], stride, padding, strict=True)]
+    steps, pads = (list(v) * (len(places) // len(v)) for v in (stride, padding))  # one number may stand for all
+    alone = [k == s == 1 and not p for k, s, p in zip(weight.shape[2:], steps, pads, strict=True)]
     return [*batch, found, *[_place(*given) for given in zip(places, out.shape[len(batch) + 1 :], alone, strict=True)]]
 
 
@@ -119,7 +119,8 @@ def group_norm(
 ) -> Any:
     dims = walk.of(x)
     across, inner = split(dims[1], [groups, c // groups])
-    mark(inner, "norm", walk.where)
+    for dim in (inner, *dims[2:]):
+        mark(dim, "norm", walk.where)
     mark(across, "groups", walk.where)
     for value in (weight, bias):
         if value is not None:
@@ -130,8 +131,12 @@ def group_norm(
 @rule("native_batch_norm", "_native_batch_norm_legit_no_training", "_native_batch_norm_legit",
       "cudnn_batch_norm", "batch_norm", "_batch_norm_no_update", "_batch_norm_with_update")  # fmt: skip
 def batch_norm(walk: Walk, out: Any, x: Tensor, *rest: Any) -> Any:
+    """Channel by channel; over everything else where the statistics are those of its input, as of standardised weights."""
     dims = walk.of(x)
     channels = dims[1]
+    if not any(isinstance(v, Tensor) for v in rest[2:4]) or rest[4] is True:
+        for dim in (dims[0], *dims[2:]):
+            mark(dim, "norm", walk.where)
     for value in rest[:4]:
         if isinstance(value, Tensor):
             unify(channels, walk.of(value)[0])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gatec.axes.atoms import Atom, Axis, Cut, axis, narrow, pin, size, split, summed, unify
-from gatec.axes.walk import Dims, Walk, rule
+from gatec.axes.walk import PLACES, Dims, Walk, rule
 
 
 @rule("clone", "detach", "alias", "contiguous", "_to_copy", "to", "lift_fresh", "lift_fresh_copy",
@@ -155,13 +155,13 @@ def parts(walk: Walk, out: Sequence[Tensor], x: Tensor, sizes: Any, dim: int = 0
 @rule("cat", "concatenate", "concat")
 def cat(walk: Walk, out: Tensor, tensors: Sequence[Tensor], dim: int = 0) -> Any:
     dim %= out.dim()
-    given = [walk.of(t) for t in tensors if t.dim() == out.dim() and t.numel()]
+    given = [walk.of(t) for t in tensors if t.dim() == out.dim()]
     for n in range(out.dim()):
         if n != dim:
             for other in given[1:]:
                 unify(given[0][n], other[n])
     found = list(given[0])
-    found[dim] = summed([d[dim] or (Atom(1),) for d in given])
+    found[dim] = summed([d[dim] or (Atom(1),) for d in given if size(d[dim])])
     return found
 
 
@@ -207,12 +207,27 @@ def index_select(walk: Walk, out: Tensor, x: Tensor, dim: int, index: Tensor) ->
 
 
 @rule("as_strided")
-def strided(walk: Walk, out: Tensor, x: Tensor, shape: Sequence[int], *_: Any) -> Any:
-    """A view that only adds or drops dimensions of size one."""
-    left = iter([d for d in walk.of(x) if size(d) > 1])
-    if [n for n in shape if n > 1] != [n for n in x.shape if n > 1]:
+def strided(walk: Walk, out: Tensor, x: Tensor, *_: Any) -> Any:
+    """Dimensions with the step and length of one of x's that no other one runs into; the rest are positions, as of windows."""
+    dims, left, found = walk.of(x), [n for n, length in enumerate(x.shape) if length > 1], list[Axis]()
+    if out.storage_offset() != x.storage_offset():
         raise Cut
-    return [next(left) if n > 1 else () for n in shape]
+    for n, length in enumerate(out.shape):
+        same = [m for m in left if (x.shape[m], x.stride(m)) == (length, out.stride(n))]
+        like = [m for m in same if _apart(x, m) and _apart(out, n)]
+        left = [m for m in left if m not in like[:1]]
+        found.append(dims[like[0]] if like else axis(length, PLACES))
+    for m in left:
+        pin(dims[m], PLACES)
+    return found
+
+
+def _apart(x: Tensor, dim: int) -> bool:
+    """Whether the other dimensions' steps leave the place in this one as it is."""
+    step, length = x.stride(dim), x.shape[dim]
+    others = [(x.stride(n), x.shape[n]) for n in range(x.dim()) if n != dim and x.shape[n] > 1]
+    below = sum((n - 1) * s for s, n in others if s < step)
+    return 0 < step > below and all(s % (step * length) == 0 for s, _ in others if s >= step)
 
 
 @rule("embedding")

@@ -15,6 +15,8 @@ Slots = dict[Atom, NDArray[np.int64]]
 def slots(axes: Sequence[Atom], at: NDArray[np.int64] | None = None) -> Slots:
     """For each whole atom of an axis the positions [slots, times] that each of its slots takes in the dimension."""
     found: Slots = {}
+    if not size(axes):
+        return found
     atoms = flat(axes)
     grid = (np.arange(size(axes)) if at is None else at).reshape(*(a.size for a in atoms), -1)
     for n, atom in enumerate(atoms):

@@ -21,6 +21,7 @@ Rule = Callable[..., Any]
 Watch = Callable[["Walk", str, Any, bool], None]  # what a module is given, then what it returns
 Spend = Callable[["Walk", Any, Any, list[Tensor]], None]  # an operator, its arguments, and its results
 RULES: dict[str, Rule] = {}
+PLACES = "it is a position, of which an input has as many as it has"
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:

@@ -17,6 +17,7 @@ from gatec.history import forgotten, remember
 from gatec.inputs import one_call
 from gatec.program import Edit
 from gatec.pruning.configuring import configured
+from gatec.pruning.exact import same_draws
 from gatec.pruning.gating import closed, ungate
 from gatec.pruning.group import Groups, groups, unreached
 from gatec.pruning.plan import Plan, carried_out
@@ -36,7 +37,7 @@ def narrow(model: nn.Module, inputs: Any, undo: list[Callable[[], Any]]) -> Repo
     _known(model, masks, found)
     whole = {n: _one_left(m) for n, m in masks.items()}
     wanted = removal(model, whole, args, kwargs)
-    whole_cost = Spent.of(model, args, kwargs)
+    whole_cost, missed = Spent.of(model, args, kwargs), _missed(model, found)
     carried_out(model, wanted.plan, undo)
     said = configured(model, wanted.walk, wanted.atoms, wanted.plan, args, kwargs, undo) if wanted.plan.kept else ""
     try:
@@ -51,7 +52,7 @@ def narrow(model: nn.Module, inputs: Any, undo: list[Callable[[], Any]]) -> Repo
     narrowed = whole_cost.beside(cost, macs(found, Plan()), macs(found, wanted.plan))
     words = (
         f"{narrowed[0]}, drift {wanted.drift:.1e} in float64, {drift:.1e} in its own dtype"
-        f"{'; ' * bool(said)}{said}{_missed(model, found)}"
+        f"{'; ' * bool(said)}{said}{missed}"
     )
     edits = [*(_edit(n, m, found, wanted) for n, m in masks.items()), Edit("compact", "", "put", words, wanted.drift)]
     return Report(tuple(edits), drift, widths=tuple(_widths(found, wanted)), narrowed=narrowed)
@@ -125,5 +126,5 @@ def macs(found: Groups, plan: Plan) -> dict[str, float]:
 
 @torch.no_grad()
 def _output(model: nn.Module, args: Any, kwargs: Any) -> Any:
-    with evaluating(model), untouched(model):
+    with evaluating(model), untouched(model), same_draws():
         return model(*args, **kwargs)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -33,3 +35,11 @@ def grouped(a: Tensor, b: Tensor, ends: Tensor | None = None, *_: Any, **__: Any
 
 def exactly() -> Exact:
     return Exact()  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def same_draws() -> Iterator[None]:
+    """Inside, a forward that draws numbers draws the same ones every time; outside, the generator is as it was."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield

@@ -13,6 +13,7 @@ from torch import nn
 
 from gatec.axes import Atom, Walk, leaves, slots
 from gatec.pruning.keeping import Closed, kept
+from gatec.pruning.norms import EPSILONS
 
 FACTS = ("scaled", "dotted")
 
@@ -73,9 +74,6 @@ def _parts(own: list[tuple[str, int]], atom: Atom, walk: Walk, closed: Closed, f
             now = {old: new for new, old in enumerate(left)} if left is not None else {}
             rows.append((name, dim, tuple(now[int(n)] for n in order if int(n) in now)))
         yield Fold(tuple(rows), factor)
-
-
-EPSILONS = ("eps", "variance_epsilon", "epsilon")
 
 
 def norm_folds(path: str, module: nn.Module, share: float) -> Iterator[tuple[tuple[str, float], Fold]]:

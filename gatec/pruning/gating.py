@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from gatec.axes import Ledger, slots
 from gatec.errors import GatecError
@@ -17,7 +18,7 @@ from gatec.inputs import one_call
 from gatec.pruning.costs import Cost, counted, whole
 from gatec.pruning.forms import ChannelGate
 from gatec.pruning.forms import form as form_named
-from gatec.pruning.group import EVERY, Group, Groups, grouped
+from gatec.pruning.group import EVERY, Group, Groups, Member, grouped
 from gatec.pruning.keeping import equal_widths
 from gatec.pruning.masking import FACTOR, SHUT, SILENT, Mask, mask, masked, unmask
 from gatec.pruning.plan import Owners, owners
@@ -153,10 +154,17 @@ def _gated(group: Group, gate: ChannelGate, found: Groups, held: Owners) -> None
     watched = any(f.kind in WATCHING for f in group.facts)
     for member, read in zip(group.learned, reads, strict=True):
         role = FACTOR if read or not any(reads) else SHUT if watched else SILENT
-        value = found.walk.learned[member.name]
-        index = np.full(value.shape[member.dim], group.size)
-        index[member.at] = np.arange(group.size)[:, None]
-        for module, name in held[id(value)]:
+        _seen(found.walk.learned[member.name], member, gate, role, held)
+    for member in (m for m in group.members if watched and not m.learned):
+        _seen(found.model.get_buffer(member.name), member, gate, SHUT, held)
+
+
+def _seen(value: Tensor, member: Member, gate: ChannelGate, role: str, held: Owners) -> None:
+    """Let the modules that hold a parameter or buffer see it through a gate; running statistics are written, not only read."""
+    index = np.full(value.shape[member.dim], gate.size)
+    index[member.at] = np.arange(gate.size)[:, None]
+    for module, name in held[id(value)]:
+        if name in module._parameters or not isinstance(module, _NormBase):
             mask(module, name, Mask(gate, member.dim, torch.from_numpy(index), role))
 
 

@@ -58,7 +58,9 @@ def squares(model: nn.Module, on: str) -> tuple[dict[ChannelGate, Tensor], dict[
     counts = dict.fromkeys(found, 0.0)
     for _, module in masked(model):
         for name, masks in vars(module)[SEEN].items():
-            value = vars(module)["_parameters"][name]
+            value = module._parameters.get(name)
+            if value is None:  # a buffer, which learns nothing
+                continue
             if value.dim() > 1 if on == "weights" else value.dim() == 1 and name == "weight":
                 for one in masks:
                     sums = value.movedim(one.dim, 0).flatten(1).pow(2).sum(1) if value.dim() > 1 else value.pow(2)

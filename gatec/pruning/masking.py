@@ -1,4 +1,4 @@
-"""Parameters seen through gates: a module reads its weight times the factors of its slots, and keeps the weight itself."""
+"""Tensors seen through gates: a module reads its weight times the factors of its slots, and keeps the weight itself."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _made: dict[tuple[type[nn.Module], tuple[str, ...]], type[nn.Module]] = {}
 
 
 def mask(module: nn.Module, name: str, one: Mask) -> None:
-    """Let a module see its parameter `name` through one more gate."""
+    """Let a module see its parameter or buffer `name` through one more gate."""
     table = vars(module).setdefault(SEEN, {})
     table[name] = [*table.get(name, ()), one]
     plain = type(module).__mro__[1] if hasattr(type(module), "_gatec_plain") else type(module)
@@ -51,12 +51,11 @@ def mask(module: nn.Module, name: str, one: Mask) -> None:
 def unmask(module: nn.Module) -> None:
     """The module as it was, its parameters times what the gates settled for."""
     for name, masks in vars(module)[SEEN].items():
-        parameter = module._parameters[name]
-        assert parameter is not None
-        seen = parameter.detach()
+        value = _own(module, name)
+        seen = value.detach()
         for one in masks:
             seen = one.folded(seen)
-        parameter.data = seen.detach()
+        value.data = seen.detach()
     module.__class__ = type(module).__mro__[1]
     del vars(module)[SEEN]
     if isinstance(module, nn.RNNBase):
@@ -81,13 +80,18 @@ def _class(plain: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]:
 
 def _seen(name: str) -> Callable[[nn.Module], Tensor]:
     def seen(self: nn.Module) -> Tensor:
-        value: Any = self._parameters[name]
+        value = _own(self, name)
         for one in vars(self)[SEEN][name]:
             value = one.of(value)
-        found: Tensor = value
-        return found
+        return value
 
     return seen
+
+
+def _own(module: nn.Module, name: str) -> Tensor:
+    value = module._parameters.get(name, module._buffers.get(name))
+    assert value is not None
+    return value
 
 
 def _reduced(self: nn.Module, _: int) -> Any:

@@ -31,22 +31,50 @@ class CentredNorm(nn.Module):
         whole = 1.0 / how["share"]  # features then for each that is left now
         mean = x.mean(over, keepdim=True) / whole
         var = ((x - mean) ** 2).mean(over, keepdim=True) / whole + (1 - 1 / whole) * mean**2
-        y = (x - mean) * torch.rsqrt(var + self.eps)
+        y = (x - mean) * torch.rsqrt(var + epsilon(self))
         shape = [x.shape[n] if n == how["features"] % x.dim() else 1 for n in range(x.dim())]
         weight, bias = getattr(self, "weight", None), getattr(self, "bias", None)
         y = y if weight is None else y * weight.reshape(shape)
-        shifted: Tensor = y if bias is None else y + bias.reshape(shape)
-        return shifted
+        return behind(self, y if bias is None else y + bias.reshape(shape))
 
 
-FORMS: dict[str, type[nn.Module]] = {"scaled": ScaledNorm, "centred": CentredNorm}
+class GroupedNorm(nn.Module):
+    """A norm by mean and variance of each group of channels, of which d' of d are left."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        whole = 1.0 / self.__dict__["_gatec_narrowed"]["share"]
+        groups = x.reshape(x.shape[0], int(vars(self)["num_groups"]), -1)
+        mean = groups.mean(-1, keepdim=True) / whole
+        var = ((groups - mean) ** 2).mean(-1, keepdim=True) / whole + (1 - 1 / whole) * mean**2
+        y = ((groups - mean) * torch.rsqrt(var + epsilon(self))).reshape(x.shape)
+        shape = [-1 if n == 1 else 1 for n in range(x.dim())]
+        weight, bias = getattr(self, "weight", None), getattr(self, "bias", None)
+        y = y if weight is None else y * weight.reshape(shape)
+        return behind(self, y if bias is None else y + bias.reshape(shape))
+
+
+def behind(norm: nn.Module, y: Tensor) -> Tensor:
+    """What a norm's own layers, such as its activation, make of it."""
+    for layer in norm.children():
+        y = layer(y)
+    return y
+
+
+FORMS: dict[str, type[nn.Module]] = {"scaled": ScaledNorm, "centred": CentredNorm, "grouped": GroupedNorm}
+EPSILONS = ("eps", "variance_epsilon", "epsilon")
 _made: dict[tuple[str, type[nn.Module]], type[nn.Module]] = {}
+
+
+def epsilon(module: nn.Module) -> float | None:
+    return next((v for n in EPSILONS if isinstance(v := getattr(module, n, None), float)), None)
 
 
 def ways(module: nn.Module, share: float) -> list[dict[str, Any]]:
     """The ways in which a norm over a `share` of its features may still be what it was."""
     found: list[dict[str, Any]] = [{"form": "scaled", "share": share}]
-    if hasattr(module, "eps"):
+    if isinstance(getattr(module, "num_groups", None), int) and epsilon(module) is not None:
+        found.append({"form": "grouped", "share": share})
+    elif epsilon(module) is not None:
         over: tuple[list[int], ...] = ([-1], [1], [1, 2], [1, 2, 3])
         found += [{"form": "centred", "share": share, "over": o, "features": o[0]} for o in over]
     return found

@@ -13,7 +13,7 @@ from torch import nn
 
 from gatec.axes import Atom, Axis, Walk, leaves, told, walked
 from gatec.program import doubled
-from gatec.pruning.exact import exactly
+from gatec.pruning.exact import exactly, same_draws
 from gatec.pruning.group import Groups, found_in
 from gatec.pruning.keeping import Closed, by_size, equal_widths, left
 from gatec.pruning.plan import Plan
@@ -44,7 +44,7 @@ def removal(model: nn.Module, closed: Masks, args: Any, kwargs: Any, *, exact: f
     model = copy.deepcopy(model).double().eval()
     args, kwargs = doubled((args, kwargs))
     seen: Calls = {}
-    with exactly():
+    with exactly(), same_draws():
         walk = walked(model, args, kwargs, recorded(seen))
     groups, stays, wanted = found_in(model, walk), dict[str, str](), told(walk.out)
     masks, rules = {n: m for n, m in closed.items() if m.any()}, equal_widths(walk)
@@ -53,7 +53,7 @@ def removal(model: nn.Module, closed: Masks, args: Any, kwargs: Any, *, exact: f
         masks = level(groups, masks, [*rules, *evened.rules], stays)
         solver = Solver(copy.deepcopy(model), walk, atoms(groups, masks), seen)
         try:
-            with exactly():
+            with exactly(), same_draws():
                 drift = distance(told(solver.run(args, kwargs)), wanted)
         except Unsolved as e:
             evened.past(e.path)

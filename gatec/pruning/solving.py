@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from gatec.axes import Axis, Walk, leaves
+from gatec.axes import Axis, Walk, leaves, size
 from gatec.errors import in_short
 from gatec.pruning.folds import Fold, folds, norm_folds
 from gatec.pruning.keeping import Closed, cuts, kept, left
@@ -43,6 +43,7 @@ class Seen:
 
     given: Values
     returned: Values
+    drawing: Tensor  # the generator's state as it entered
 
 
 Calls = dict[str, list[Seen]]
@@ -56,7 +57,7 @@ def recorded(calls: Calls) -> Callable[[Walk, str, Any, bool], None]:
         with _disable_current_modes():
             found = [(t.detach().clone(), list(walk.of(t))) for t in tensors(value)]
         if enters:
-            opened.append(Seen(found, []))
+            opened.append(Seen(found, [], torch.get_rng_state()))
         else:
             seen = opened.pop()
             seen.returned = found
@@ -144,11 +145,13 @@ class Solver:
 
         def attempt(*args: Any, **kwargs: Any) -> Any:
             trial = Trial(self, path, module, own)
-            if path not in self.solved and not trial.search(args, kwargs):
-                self.failures[path] = self.failures.get(path, 0) + 1
-                failed = Unsolved(path, trial.why, trial.ran)
-                self.failed = self.failed or failed
-                raise failed
+            if path not in self.solved:
+                if not trial.search(args, kwargs):
+                    self.failures[path] = self.failures.get(path, 0) + 1
+                    failed = Unsolved(path, trial.why, trial.ran)
+                    self.failed = self.failed or failed
+                    raise failed
+                torch.set_rng_state(self.seen[path][0].drawing)
             self.failed = None
             return trial.forward(args, kwargs)
 
@@ -170,11 +173,9 @@ class Solver:
 
     def mends(self, path: str, module: nn.Module) -> Iterator[Way]:
         """What may be wrong with a module that runs: a mean over fewer features, a scale that follows the width."""
-        shares = {
-            left(a, self.closed) / n
-            for n, axes in self.walk.numbers[path].items() for a in axes
-            if any(f.kind == "norm" and f.where == path for x in leaves(a) if x in self.closed for f in x.facts)
-        }  # fmt: skip
+        normed = {a for a in self.closed if any(f.kind == "norm" and f.where == path for f in a.facts)}
+        inside = [a for axes in self.walk.numbers[path].values() for a in axes if normed.intersection(leaves(a))]
+        shares = {left(a, self.closed) / size(a) for a in [*inside, *((a,) for a in normed)]}
         for share in sorted(s for s in shares if s < 1):
             yield from (Way((changed,), fold=fold) for changed, fold in norm_folds(path, module, share))
             yield from (Way(norm=w) for w in ways(module, share))
@@ -216,6 +217,7 @@ class Trial:
         """Whether the module computes what it did in one way; if not, it is as it was."""
         undo: Undo = []
         self.solver._take(self.module, way, undo)
+        torch.set_rng_state(self.solver.seen[self.path][0].drawing)
         try:
             apart = _apart(tensors(self.forward(*given)), wanted)
         except FAILURES as e:

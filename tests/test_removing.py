@@ -1,0 +1,141 @@
+"""What closed slots meet on their way: layers and idioms of other people's models, from which they go exactly."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import gatec
+from gatec.verify import distance
+
+IMAGE = torch.linspace(-1, 1, 2 * 3 * 64).reshape(2, 3, 8, 8).double()
+TOKENS = torch.linspace(-2, 2, 2 * 6 * 16).reshape(2, 6, 16).double()
+
+
+class Standardised(nn.Conv2d):
+    """Weights less their mean over their deviation, as BiT has them."""
+
+    def forward(self, x):
+        flat = self.weight.reshape(1, self.out_channels, -1)
+        weight = F.batch_norm(flat, None, None, training=True, momentum=0.0, eps=1e-6).reshape_as(self.weight)
+        return F.conv2d(x, weight, self.bias, self.stride, self.padding)
+
+
+class Norm(nn.Module):
+    """A layer norm with a name of its own for its epsilon and no bias."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.weight, self.variance_epsilon = nn.Parameter(torch.rand(width)), 1e-5
+
+    def forward(self, x):
+        centred = x - x.mean(-1, keepdim=True)
+        return self.weight * centred * torch.rsqrt(centred.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+
+
+class NormAct(nn.GroupNorm):
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.act = nn.SiLU()
+
+    def forward(self, x):
+        return self.act(super().forward(x))
+
+
+class Positions(nn.Module):
+    """A table of numbers that is a buffer is added to what a norm looks at."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.norm, self.down = nn.Linear(16, 12), nn.LayerNorm(12), nn.Linear(12, 4)
+        self.register_buffer("table", torch.rand(6, 12))
+
+    def forward(self, x):
+        return self.down(self.norm(self.up(x) + self.table))
+
+
+class Windows(nn.Module):
+    """Overlapping windows of a sequence as a view with steps."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.Linear(16, 12), nn.Linear(12, 4)
+
+    def forward(self, x):
+        y = self.up(x).contiguous()
+        batch, along, across = y.stride()
+        return self.down(y.as_strided((2, 2, 4, y.shape[-1]), (batch, 2 * along, along, across)))
+
+
+class Noisy(nn.Module):
+    """Draws numbers in eval mode too."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.Linear(16, 12), nn.Linear(12, 4)
+
+    def forward(self, x):
+        return self.down(F.relu(self.up(x))) * torch.rand(x.shape[1], 1, dtype=x.dtype)
+
+
+class Extended(nn.Module):
+    """A head over a table and a second one, which is empty for these sizes."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.table, self.more = (
+            nn.Linear(16, 12),
+            nn.Linear(12, 20, bias=False),
+            nn.Parameter(torch.empty(0, 20)),
+        )
+
+    def forward(self, x):
+        return self.up(x) @ torch.cat([self.table.weight.t(), self.more])
+
+
+def convolutions(middle, *more):
+    return nn.Sequential(nn.Conv2d(3, 16, 3, padding="valid"), middle, *more, nn.Conv2d(16, 4, 1))
+
+
+# A model, its input, and whether everything that is closed can be removed.
+MODELS = {
+    "padding in words": (lambda: convolutions(nn.ReLU()), IMAGE, True),
+    "standardised weights": (lambda: convolutions(nn.ReLU(), Standardised(16, 16, 1), nn.ReLU()), IMAGE, False),
+    "groups with a norm": (lambda: convolutions(nn.GroupNorm(4, 16)), IMAGE, True),
+    "a norm that activates": (lambda: convolutions(NormAct(4, 16)), IMAGE, True),
+    "an epsilon by another name": (lambda: nn.Sequential(nn.Linear(16, 12), Norm(12), nn.Linear(12, 4)), TOKENS, True),
+    "a table that does not learn": (Positions, TOKENS, True),
+    "windows": (Windows, TOKENS, True),
+    "draws": (Noisy, TOKENS, True),
+    "an empty parameter": (Extended, TOKENS, True),
+}  # fmt: skip
+
+
+def gated(build, x, seed=0, share=0.5, **options):
+    torch.manual_seed(seed)
+    model = gatec.prune(build().double().eval(), x, **options)
+    draw = np.random.default_rng(seed)
+    gatec.close(model, {name: draw.random(gate.size) < share for name, gate in gatec.channel_gates(model).items()})
+    return model
+
+
+def computed(model, x):
+    torch.manual_seed(1)
+    with torch.no_grad():
+        return model(x)
+
+
+def staying(small):
+    return [e.why for e in gatec.report(small).edits if "stay, in zeros" in e.why and "all are closed" not in e.why]
+
+
+@pytest.mark.parametrize("build, x, whole", MODELS.values(), ids=[k.replace(" ", "-") for k in MODELS])
+@pytest.mark.parametrize("seed", range(3))
+def test_slots_go_exactly(build, x, whole, seed):
+    model = gated(build, x, seed)
+    before = computed(model, x)
+    small = gatec.compact(model, x)
+    assert distance(computed(small, x), before) <= 1e-12
+    assert not whole or not staying(small)
+    assert "has not come by" not in gatec.report(small).edits[-1].why
