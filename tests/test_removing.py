@@ -3,7 +3,10 @@
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 from torch.nn import functional as F
 
 import gatec
@@ -139,3 +142,68 @@ def test_slots_go_exactly(build, x, whole, seed):
     assert distance(computed(small, x), before) <= 1e-12
     assert not whole or not staying(small)
     assert "has not come by" not in gatec.report(small).edits[-1].why
+
+
+# -- parameters that cannot be cut ------------------------------------------------------------------------------------
+
+
+def layers():
+    return nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4))
+
+
+@pytest.fixture
+def mesh():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("call", [gatec.groups, gatec.prune, gatec.compact])
+def test_sharded_parameters_are_told(mesh, call):
+    model = gatec.prune(layers(), TOKENS.float()) if call is gatec.compact else layers()
+    for layer in (model[0], model[2]):
+        whole = layer._parameters["weight"].detach()
+        layer._parameters["weight"] = nn.Parameter(distribute_tensor(whole, mesh, [Shard(0)]))
+    with pytest.raises(gatec.GatecError, match=r"a DTensor(.|\n)*0\.weight"):
+        call(model, TOKENS.float())
+    assert model[0]._parameters["weight"].shape == (32, 16)
+
+
+class Coded(torch.Tensor):
+    """Numbers as small integers, as libraries for quantization keep them."""
+
+    @staticmethod
+    def __new__(cls, codes):
+        return torch.Tensor._make_wrapper_subclass(cls, codes.shape, dtype=torch.float32)
+
+    def __init__(self, codes):
+        self.codes = codes
+
+    def __tensor_flatten__(self):
+        return ["codes"], None
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten.detach.default:
+            return cls(args[0].codes)
+        plain = [a.codes.float() if isinstance(a, Coded) else a for a in args]
+        return function(*plain, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("call", [gatec.groups, gatec.prune])
+def test_quantized_parameters_are_told(call):
+    model = layers()
+    codes = torch.ones(4, 32, dtype=torch.int8)
+    model[2]._parameters["weight"] = torch.nn.Parameter(Coded(codes), requires_grad=False)
+    with pytest.raises(gatec.GatecError, match=r"found a Coded\n  where 2\.weight\n  try   prune and compact"):
+        call(model, TOKENS.float())
+    assert torch.equal(model[2].weight.codes, codes)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_packed_weights_are_told():
+    model = torch.ao.quantization.quantize_dynamic(layers().eval(), {nn.Linear}, dtype=torch.qint8)
+    before = model(TOKENS.float())
+    with pytest.raises(gatec.GatecError, match="found quantized weights, as in 0"):
+        gatec.prune(model, TOKENS.float())
+    assert torch.equal(model(TOKENS.float()), before)

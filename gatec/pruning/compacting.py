@@ -20,6 +20,7 @@ from gatec.pruning.configuring import configured
 from gatec.pruning.exact import same_draws
 from gatec.pruning.gating import closed, ungate
 from gatec.pruning.group import Groups, groups, unreached
+from gatec.pruning.plain import plain
 from gatec.pruning.plan import Plan, carried_out
 from gatec.pruning.removing import Removal, removal
 from gatec.pruning.spending import Spent
@@ -29,6 +30,7 @@ from gatec.verify import distance
 
 def narrow(model: nn.Module, inputs: Any, undo: list[Callable[[], Any]]) -> Report:
     """Fold the gates of a model into its weights and remove what is closed, in place; what came of each group."""
+    plain(model)
     args, kwargs = one_call(model, inputs)
     masks = {name: np.asarray(mask) for name, mask in closed(model).items()}
     before = _as_gated(model, args, kwargs)

@@ -21,6 +21,7 @@ from gatec.pruning.forms import form as form_named
 from gatec.pruning.group import EVERY, Group, Groups, Member, grouped
 from gatec.pruning.keeping import equal_widths
 from gatec.pruning.masking import FACTOR, SHUT, SILENT, Mask, mask, masked, unmask
+from gatec.pruning.plain import packed, plain
 from gatec.pruning.plan import Owners, owners
 from gatec.verify import copied, filled
 
@@ -74,6 +75,7 @@ def prune(
     if has_gates(model):
         raise GatecError("a model without channel gates", found=f"gates in {type(model).__name__}",
                          hint="gatec.compact(model) decides them first")  # fmt: skip
+    plain(model)
     model = copied(model)
     filled(model)
     ledger = Ledger()
@@ -141,7 +143,8 @@ def has_gates(model: nn.Module) -> bool:
 
 def _refusals(found: Groups) -> str:
     said = [f"{g.name} ({g.kind}): {g.refused or 'not chosen'}" for g in found]
-    return "; ".join(said[:3]) or "no group at all"
+    quantized = packed(found.model)
+    return "; ".join(said[:3]) or (f"quantized weights, as in {quantized}" if quantized else "no group at all")
 
 
 def _gated(group: Group, gate: ChannelGate, found: Groups, held: Owners) -> None:

@@ -15,6 +15,7 @@ from torch import nn
 from gatec.axes import KERNEL, Atom, Ledger, Walk, slots, walked
 from gatec.errors import GatecError, in_short
 from gatec.inputs import one_call
+from gatec.pruning.plain import plain
 from gatec.report.drawing import widths
 
 KINDS = {"batch": "heads", "groups": "groups", "scaled": "head dims", "dotted": "head dims", "mixed": "head dims"}
@@ -123,6 +124,7 @@ def groups(model: nn.Module, inputs: Any = None) -> Groups:
     """
     if not isinstance(model, nn.Module):
         raise GatecError("a torch.nn.Module", found=type(model).__name__)
+    plain(model)
     return grouped(model, *one_call(model, inputs))
 
 
