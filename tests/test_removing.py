@@ -46,6 +46,33 @@ class NormAct(nn.GroupNorm):
         return self.act(super().forward(x))
 
 
+class Response(nn.Module):
+    """Features times their own norm over the tokens, relative to the mean of all features' norms."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.weight, self.bias, self.eps = nn.Parameter(torch.rand(width)), nn.Parameter(torch.rand(width)), 1e-3
+
+    def forward(self, x):
+        norm = x.norm(dim=1, keepdim=True)
+        return x + self.bias + self.weight * x * norm / (norm.mean(-1, keepdim=True) + self.eps)
+
+
+class Apart(nn.Module):
+    """A packed projection whose bias is put together of two parameters and zeros, and a table of places for each head."""
+
+    def __init__(self, width=16, heads=4):
+        super().__init__()
+        self.heads, self.qkv, self.out = heads, nn.Linear(width, 3 * width, bias=False), nn.Linear(width, width)
+        self.q_bias, self.v_bias = nn.Parameter(torch.rand(width)), nn.Parameter(torch.rand(width))
+        self.register_buffer("k_bias", torch.zeros(width))
+
+    def forward(self, x):
+        packed = F.linear(x, self.qkv.weight, torch.cat([self.q_bias, self.k_bias, self.v_bias]))
+        q, k, v = packed.view(*x.shape[:2], 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
 class Positions(nn.Module):
     """A table of numbers that is a buffer is added to what a norm looks at."""
 
@@ -108,6 +135,8 @@ MODELS = {
     "groups with a norm": (lambda: convolutions(nn.GroupNorm(4, 16)), IMAGE, True),
     "a norm that activates": (lambda: convolutions(NormAct(4, 16)), IMAGE, True),
     "an epsilon by another name": (lambda: nn.Sequential(nn.Linear(16, 12), Norm(12), nn.Linear(12, 4)), TOKENS, True),
+    "a response norm": (lambda: nn.Sequential(nn.Linear(16, 12), Response(12), nn.Linear(12, 4)), TOKENS, True),
+    "queries in two parameters": (lambda: nn.Sequential(nn.Linear(16, 16), Apart(), nn.Linear(16, 4)), TOKENS, True),
     "a table that does not learn": (Positions, TOKENS, True),
     "windows": (Windows, TOKENS, True),
     "draws": (Noisy, TOKENS, True),

@@ -153,9 +153,8 @@ def softmax(walk: Walk, out: Tensor, x: Tensor, dim: int, *_: Any, **__: Any) ->
     return dims
 
 
-@rule("mean", "sum", "var", "std", "var_mean", "std_mean", "linalg_vector_norm", "norm", "logsumexp", "amax",
-      "amin", "prod", "any", "all", "argmax", "argmin", "max", "min", "median", "mean_dim", "nansum",
-      "count_nonzero")  # fmt: skip
+@rule("mean", "sum", "var", "std", "var_mean", "std_mean", "logsumexp", "amax", "amin", "prod", "any",
+      "all", "argmax", "argmin", "max", "min", "median", "mean_dim", "nansum", "count_nonzero")  # fmt: skip
 def reduction(walk: Walk, out: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
     """A sum is the same without what is zero; a mean is where it is told how many there were; a maximum is not."""
     outs = [out] if isinstance(out, Tensor) else list(out)
@@ -168,6 +167,12 @@ def reduction(walk: Walk, out: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any
         else [d for n, d in enumerate(dims) if n not in chosen]
     )
     return left if isinstance(out, Tensor) else [left for _ in outs]
+
+
+@rule("linalg_vector_norm", "norm")
+def vector_norm(walk: Walk, out: Any, x: Tensor, _: Any = 2, *args: Any, **kwargs: Any) -> Any:
+    """A reduction, whose first number is the power and no dimension."""
+    return reduction(walk, out, x, *args, **kwargs)
 
 
 def _over(walk: Walk, x: Tensor, out: Tensor, args: Any, kwargs: Any) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -26,6 +26,12 @@ class Fold:
     factor: float
     plus: float = 0.0
 
+    def beside(self, other: Fold) -> Fold | None:
+        """This one and another of the same factor in one; None where both are of one parameter."""
+        if {name for name, _, _ in self.rows} & {name for name, _, _ in other.rows} or self.factor != other.factor:
+            return None
+        return replace(self, rows=(*self.rows, *other.rows))
+
     @torch.no_grad()
     def take(self, model: nn.Module, undo: list[Callable[[], Any]]) -> None:
         for name, dim, at in self.rows:
@@ -41,19 +47,27 @@ class Fold:
 def folds(path: str, walk: Walk, closed: Closed) -> Iterator[Fold]:
     """Rows below a module that may be those of its queries, for every axis of queries that has become narrower there.
 
-    A scale of 1 / sqrt(d) that follows the width turns d into d': queries times sqrt(d' / d) undo it.
+    A scale of 1 / sqrt(d) that follows the width turns d into d': queries times sqrt(d' / d) undo it. Those
+    of one layer at a time, and those of one tensor of a layer that has several.
     """
     for atom in closed:
         if not any(f.kind in FACTS and f.where == path for f in atom.facts):
             continue
         factor = float((1 - closed[atom].mean()) ** 0.5)
-        owners: dict[str, list[tuple[str, int]]] = {}
-        for name, dims in walk.tensors.items():
-            for dim, axes in enumerate(dims):
-                if atom in set(leaves(axes)) and name.startswith(f"{path}." if path else ""):
-                    owners.setdefault(name.rpartition(".")[0], []).append((name, dim))
-        for own in owners.values():
-            yield from _parts(own, atom, walk, closed, factor)
+        yield from _alone(path, atom, walk, closed, factor)
+
+
+def _alone(path: str, atom: Atom, walk: Walk, closed: Closed, factor: float) -> Iterator[Fold]:
+    owners: dict[str, list[tuple[str, int]]] = {}
+    for name, dims in walk.tensors.items():
+        for dim, axes in enumerate(dims):
+            if atom in set(leaves(axes)) and name.startswith(f"{path}." if path else ""):
+                owners.setdefault(name.rpartition(".")[0], []).append((name, dim))
+    for own in owners.values():
+        yield from _parts(own, atom, walk, closed, factor)
+    for own in (o for o in owners.values() if len(o) > 1):
+        for one in own:
+            yield from _parts([one], atom, walk, closed, factor)
 
 
 def _parts(own: list[tuple[str, int]], atom: Atom, walk: Walk, closed: Closed, factor: float) -> Iterator[Fold]:
@@ -78,12 +92,13 @@ def _parts(own: list[tuple[str, int]], atom: Atom, walk: Walk, closed: Closed, f
 
 def norm_folds(path: str, module: nn.Module, share: float) -> Iterator[tuple[tuple[str, float], Fold]]:
     """A norm by the root of the mean square over d' of d features as a plain one: its weight times sqrt(d / d'), and its
-    epsilon times d / d'; for norms that count their weight from 0 and for those that count it from -1.
+    epsilon times d / d'; for norms that count their weight from 0 and for those that count it from -1. The weight times
+    d / d' where a mean itself is divided by, as in global response norms.
     """
     weight = module._parameters.get("weight")
     name = next((n for n in EPSILONS if isinstance(getattr(module, n, None), float)), None)
     if weight is None or name is None or weight.dim() != 1:
         return
     rows = ((f"{path}.weight" if path else "weight", 0, tuple(range(len(weight)))),)
-    for plus in (0.0, 1.0):
-        yield (name, getattr(module, name) / share), Fold(rows, share**-0.5, plus)
+    for power, plus in ((-0.5, 0.0), (-0.5, 1.0), (-1.0, 0.0)):
+        yield (name, getattr(module, name) / share), Fold(rows, share**power, plus)

@@ -24,6 +24,7 @@ from gatec.verify import distance
 
 CLOSE = 1e-9  # in float64, relative: far above rounding, far below a change
 TRIES = 256  # of a module's numbers
+BEST = 4  # of the folds that are tried together with another one
 
 
 class Unsolved(Exception):
@@ -172,14 +173,13 @@ class Solver:
             yield Way(values)
 
     def mends(self, path: str, module: nn.Module) -> Iterator[Way]:
-        """What may be wrong with a module that runs: a mean over fewer features, a scale that follows the width."""
+        """What may be wrong with a module that runs: a mean over fewer features."""
         normed = {a for a in self.closed if any(f.kind == "norm" and f.where == path for f in a.facts)}
         inside = [a for axes in self.walk.numbers[path].values() for a in axes if normed.intersection(leaves(a))]
         shares = {left(a, self.closed) / size(a) for a in [*inside, *((a,) for a in normed)]}
         for share in sorted(s for s in shares if s < 1):
             yield from (Way((changed,), fold=fold) for changed, fold in norm_folds(path, module, share))
             yield from (Way(norm=w) for w in ways(module, share))
-        yield from (Way(fold=f) for f in folds(path, self.walk, self.closed))
 
 
 @dataclass
@@ -192,6 +192,7 @@ class Trial:
     own: Callable[..., Any] | None
     why: str = "it does not run"
     ran: bool = False  # in some way, with another result
+    apart: float = 0.0  # how far the last way was from what is wanted
 
     def forward(self, args: Any, kwargs: Any) -> Any:
         if self.own is not None:
@@ -211,6 +212,20 @@ class Trial:
             for way in runs[:4]:
                 if self.right(replace(mend, numbers=(*mend.numbers, *way.numbers)), given, wanted):
                     return True
+        return any(self.folded(way, given, wanted) for way in runs[:4])
+
+    def folded(self, way: Way, given: Any, wanted: list[Tensor]) -> bool:
+        """A scale that follows the width: rows of one layer, or the best of these and those of another one."""
+        parts = list(dict.fromkeys(folds(self.path, self.solver.walk, self.solver.closed)))
+        tried = list[tuple[float, int]]()
+        for n, fold in enumerate(parts):
+            if self.right(replace(way, fold=fold), given, wanted):
+                return True
+            tried.append((self.apart, n))
+        for _, n in sorted(tried)[:BEST]:
+            for both in filter(None, map(parts[n].beside, parts)):
+                if self.right(replace(way, fold=both), given, wanted):
+                    return True
         return False
 
     def right(self, way: Way, given: Any, wanted: list[Tensor], runs: list[Way] | None = None) -> bool:
@@ -218,15 +233,16 @@ class Trial:
         undo: Undo = []
         self.solver._take(self.module, way, undo)
         torch.set_rng_state(self.solver.seen[self.path][0].drawing)
+        self.apart = float("inf")
         try:
-            apart = _apart(tensors(self.forward(*given)), wanted)
+            self.apart = _apart(tensors(self.forward(*given)), wanted)
         except FAILURES as e:
             self.why = e.why if isinstance(e, Unsolved) else in_short(e)
         else:
-            if apart <= CLOSE:
+            if self.apart <= CLOSE:
                 self.solver.solved[self.path] = way
                 return True
-            self.why, self.ran = f"without these slots it would compute something else, by {apart:.1e}", True
+            self.why, self.ran = f"without these slots it would compute something else, by {self.apart:.1e}", True
             if runs is not None:
                 runs.append(way)
         back(undo)
