@@ -10,6 +10,7 @@ from torch.distributed.tensor import Shard, distribute_tensor
 from torch.nn import functional as F
 
 import gatec
+from gatec.pruning.exact import exactly
 from gatec.verify import distance
 
 IMAGE = torch.linspace(-1, 1, 2 * 3 * 64).reshape(2, 3, 8, 8).double()
@@ -109,6 +110,19 @@ class Noisy(nn.Module):
         return self.down(F.relu(self.up(x))) * torch.rand(x.shape[1], 1, dtype=x.dtype)
 
 
+class Angles(nn.Module):
+    """Products of numbers that are asked to be float32, one of them counted here."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.Linear(16, 12), nn.Linear(12, 4)
+        self.register_buffer("steps", torch.rand(1, 4))
+
+    def forward(self, x):
+        places = torch.arange(x.shape[1]).float()[:, None]
+        return self.down(self.up(x)) * (places @ self.steps.float()).cos()
+
+
 class Extended(nn.Module):
     """A head over a table and a second one, which is empty for these sizes."""
 
@@ -140,6 +154,7 @@ MODELS = {
     "a table that does not learn": (Positions, TOKENS, True),
     "windows": (Windows, TOKENS, True),
     "draws": (Noisy, TOKENS, True),
+    "angles": (Angles, TOKENS, True),
     "an empty parameter": (Extended, TOKENS, True),
 }  # fmt: skip
 
@@ -154,7 +169,7 @@ def gated(build, x, seed=0, share=0.5, **options):
 
 def computed(model, x):
     torch.manual_seed(1)
-    with torch.no_grad():
+    with torch.no_grad(), exactly():
         return model(x)
 
 

@@ -11,6 +11,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 NARROW = (torch.float32, torch.float16, torch.bfloat16)
+aten = torch.ops.aten
+CONTRACTING = {  # they take numbers of one kind, of which a forward may have made some itself
+    aten.mm.default, aten.bmm.default, aten.addmm.default, aten.baddbmm.default, aten.mv.default, aten.dot.default,
+    aten.convolution.default,
+}  # fmt: skip
 
 
 class Exact(TorchDispatchMode):
@@ -22,6 +27,8 @@ class Exact(TorchDispatchMode):
             kwargs = {**kwargs, "dtype": torch.float64}
         if func is torch.ops.aten._grouped_mm.default and args[0].dtype == torch.float64:
             return grouped(*args, **kwargs)
+        if func in CONTRACTING and {torch.float64} < {t.dtype for t in args if isinstance(t, Tensor)}:
+            args = [t.double() if isinstance(t, Tensor) else t for t in args]
         return func(*args, **kwargs)
 
 

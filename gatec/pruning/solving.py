@@ -237,7 +237,8 @@ class Trial:
         try:
             self.apart = _apart(tensors(self.forward(*given)), wanted)
         except FAILURES as e:
-            self.why = e.why if isinstance(e, Unsolved) else in_short(e)
+            if not self.ran:
+                self.why = e.why if isinstance(e, Unsolved) else in_short(e)
         else:
             if self.apart <= CLOSE:
                 self.solver.solved[self.path] = way
