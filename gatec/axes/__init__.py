@@ -5,7 +5,7 @@ from gatec.axes.atoms import Atom, Axis, Fact, flat, leaves, size
 from gatec.axes.computing import KERNEL
 from gatec.axes.ledger import Called, Ledger, Like
 from gatec.axes.places import slots
-from gatec.axes.walk import Walk, told, walked
+from gatec.axes.walk import Walk, spelled_out, told, walked
 
 __all__ = [
     "KERNEL",
@@ -22,6 +22,7 @@ __all__ = [
     "moving",
     "size",
     "slots",
+    "spelled_out",
     "told",
     "walked",
 ]

@@ -1,4 +1,4 @@
-"""Norms over fewer features that compute what they did over all of them, those that are gone being zero."""
+"""Norms over fewer features, and attention of other widths, that compute what they did with what is gone in zeros."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gatec.errors import GatecError
+from gatec.pruning.attention import NarrowAttention
 
 
 class ScaledNorm(nn.Module):
@@ -60,7 +61,12 @@ def behind(norm: nn.Module, y: Tensor) -> Tensor:
     return y
 
 
-FORMS: dict[str, type[nn.Module]] = {"scaled": ScaledNorm, "centred": CentredNorm, "grouped": GroupedNorm}
+FORMS: dict[str, type[nn.Module]] = {
+    "scaled": ScaledNorm,
+    "centred": CentredNorm,
+    "grouped": GroupedNorm,
+    "attention": NarrowAttention,
+}
 EPSILONS = ("eps", "variance_epsilon", "epsilon")
 _made: dict[tuple[str, type[nn.Module]], type[nn.Module]] = {}
 
@@ -81,13 +87,13 @@ def ways(module: nn.Module, share: float) -> list[dict[str, Any]]:
 
 
 def narrowed(module: nn.Module, how: dict[str, Any], undo: list[Callable[[], Any]]) -> None:
-    """Make a norm, in place, one of a class of its own class that counts the features that are gone."""
+    """Make a module, in place, one of a class of its own class that counts the features that are gone."""
     if how.get("form") not in FORMS:
-        raise GatecError("a form of narrowed norms", found=str(how.get("form")), hint=f"one of {', '.join(FORMS)}")
+        raise GatecError("a form of narrowed modules", found=str(how.get("form")), hint=f"one of {', '.join(FORMS)}")
     before, told = type(module), module.__dict__.get("_gatec_narrowed")
     plain = before if told is None else before.__mro__[2]
     undo.append(lambda: _back(module, before, told))
-    share = how["share"] * (told["share"] if told else 1.0)
+    share = how.get("share", 1.0) * (told["share"] if told else 1.0)
     module.__dict__["_gatec_narrowed"] = {**how, "share": share}
     module.__class__ = _class(how["form"], plain)
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from gatec.axes import Atom, Axis, Walk, leaves, told, walked
+from gatec.axes import Atom, Axis, Walk, leaves, spelled_out, told, walked
 from gatec.program import doubled
 from gatec.pruning.exact import exactly, same_draws
 from gatec.pruning.group import Groups, found_in
@@ -53,7 +53,7 @@ def removal(model: nn.Module, closed: Masks, args: Any, kwargs: Any, *, exact: f
         masks = level(groups, masks, [*rules, *evened.rules], stays)
         solver = Solver(copy.deepcopy(model), walk, atoms(groups, masks), seen)
         try:
-            with exactly(), same_draws():
+            with exactly(), same_draws(), spelled_out():
                 drift = distance(told(solver.run(args, kwargs)), wanted)
         except Unsolved as e:
             evened.past(e.path)

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from gatec.axes import Axis, Walk, leaves, size
 from gatec.errors import in_short
+from gatec.pruning.attention import attention
 from gatec.pruning.folds import Fold, folds, norm_folds
 from gatec.pruning.keeping import Closed, cuts, kept, left
 from gatec.pruning.norms import narrowed, ways
@@ -171,6 +172,8 @@ class Solver:
         changes = {n: {left(a, self.closed) for a in axes} for n, axes in self.walk.numbers[path].items() if n > 1}
         for values in itertools.islice(assignments(module, changes), TRIES if self.failures.get(path, 0) < 2 else 1):
             yield Way(values)
+        if how := attention(module):
+            yield from (Way(values, norm=how) for values in itertools.islice(assignments(module, changes), TRIES))
 
     def mends(self, path: str, module: nn.Module) -> Iterator[Way]:
         """What may be wrong with a module that runs: a mean over fewer features."""
