@@ -8,6 +8,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 from torch.nn import functional as F
+from torch.nn.utils.parametrizations import weight_norm
 
 import gatec
 from gatec.pruning.exact import exactly
@@ -123,6 +124,27 @@ class Angles(nn.Module):
         return self.down(self.up(x)) * (places @ self.steps.float()).cos()
 
 
+class Computed(nn.Module):
+    """Two readers, one of them with a weight that is computed first."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.down, self.other = nn.Linear(16, 12), nn.Linear(12, 4), weight_norm(nn.Linear(12, 4))
+
+    def forward(self, x):
+        y = self.up(x)
+        return self.down(y) + self.other(y)
+
+
+class Bags(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table, self.down = nn.EmbeddingBag(12, 8, mode="mean"), nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.down(self.table(x).relu())
+
+
 class Extended(nn.Module):
     """A head over a table and a second one, which is empty for these sizes."""
 
@@ -142,6 +164,10 @@ def convolutions(middle, *more):
     return nn.Sequential(nn.Conv2d(3, 16, 3, padding="valid"), middle, *more, nn.Conv2d(16, 4, 1))
 
 
+def rows(*middle):
+    return nn.Sequential(weight_norm(nn.Linear(16, 12)), *middle, weight_norm(nn.Linear(6, 8)), nn.Linear(8, 4))
+
+
 # A model, its input, and whether everything that is closed can be removed.
 MODELS = {
     "padding in words": (lambda: convolutions(nn.ReLU()), IMAGE, True),
@@ -155,6 +181,9 @@ MODELS = {
     "windows": (Windows, TOKENS, True),
     "draws": (Noisy, TOKENS, True),
     "angles": (Angles, TOKENS, True),
+    "rows over their own norms": (lambda: rows(nn.GLU(), nn.LayerNorm(6)), TOKENS, True),
+    "weights that are computed": (Computed, TOKENS, True),
+    "bags of rows": (Bags, torch.arange(12).reshape(2, 6), True),
     "an empty parameter": (Extended, TOKENS, True),
 }  # fmt: skip
 

@@ -34,8 +34,9 @@ def pointwise(walk: Walk, out: Any, *args: Any, **kwargs: Any) -> Any:
 def product(walk: Walk, out: Tensor, a: Tensor, b: Tensor, *_: Any, **__: Any) -> Any:
     """Rows of one by columns of the other; batches side by side."""
     left, right = walk.of(a), walk.of(b)
-    walk.contract(b, 0 if b.dim() == 1 else -2, out.numel() * a.shape[-1])
-    walk.contract(a, -1, out.numel() * a.shape[-1])
+    macs = out.numel() * a.shape[-1]
+    if not walk.contract(b, 0 if b.dim() == 1 else -2, macs) | walk.contract(a, -1, macs):
+        mark(left[-1], "computed", walk.where)
     if a.dim() != b.dim() and b.dim() == 3:  # rows sorted by their matrix
         pin(right[0], "its slots are chosen by number")
         unify(left[-1], right[1])
@@ -74,7 +75,8 @@ def convolution(walk: Walk, out: Tensor, x: Tensor, weight: Tensor, bias: Tensor
             ((*across, *rows), (*across, *kernel[1])) if transposed else ((*across, *kernel[1]), (*across, *rows))
         )
         mark(across, "groups", walk.where)
-    walk.contract(weight, 0 if transposed else 1, (x if transposed else out).numel() * weight[0].numel())
+    if not walk.contract(weight, 0 if transposed else 1, (x if transposed else out).numel() * weight[0].numel()):
+        mark(into, "computed", walk.where)
     unify(channels, into)
     if bias is not None:
         unify(found, walk.of(bias)[0])
@@ -257,7 +259,10 @@ def attention(walk: Walk, out: Any, q: Tensor, k: Tensor, v: Tensor, *args: Any,
 
 @rule("_weight_norm_interface", "_weight_norm")
 def weight_norm(walk: Walk, out: Any, v: Tensor, g: Tensor, dim: int = 0) -> Any:
+    """A slot of `dim` is divided by its own norm, which nothing is left of where it is zero: its factor in g closes it."""
     dims = walk.of(v)
+    if (name := walk.stored.get(v.untyped_storage().data_ptr())) is not None:
+        walk.divided.add((name, dim % v.dim()))
     for mine, its in zip(dims, walk.of(g), strict=True):
         if size(mine) == size(its) != 1:
             unify(mine, its)

@@ -235,6 +235,13 @@ def embedding(walk: Walk, out: Tensor, table: Tensor, index: Tensor, *_: Any, **
     return _looked_up(walk, table, 0, walk.of(index))
 
 
+@rule("_embedding_bag", "_embedding_bag_forward_only")
+def bags(walk: Walk, out: Sequence[Tensor], table: Tensor, *_: Any, **__: Any) -> Any:
+    """Sums, means or maxima of rows; what is beside them counts rows."""
+    found = _looked_up(walk, table, 0, [axis(len(out[0]), PLACES)])
+    return [found, *[[axis(n, PLACES) for n in t.shape] for t in out[1:]]]
+
+
 @rule("gather")
 def gather(walk: Walk, out: Tensor, x: Tensor, dim: int, index: Tensor, **_: Any) -> Any:
     dims = walk.of(index)

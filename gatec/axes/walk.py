@@ -57,6 +57,7 @@ class Walk(TorchDispatchMode):
         self.widths: dict[str, dict[Axis, None]] = {}
         self.macs: dict[str, int] = {}
         self.contracted: set[tuple[str, int]] = set()
+        self.divided: set[tuple[str, int]] = set()  # dimensions of parameters whose slots are divided by their own norm
         self.learned = dict(model.named_parameters())
         self.stored = {p.untyped_storage().data_ptr(): n for n, p in self.learned.items() if not p.is_meta}
         for name, value in [*model.named_parameters(), *model.named_buffers()]:
@@ -141,17 +142,18 @@ class Walk(TorchDispatchMode):
             for atom in dim if len(dim) > 1 else ():
                 numbers.setdefault(atom.size, {}).setdefault((atom,))
 
-    def contract(self, value: Tensor, dim: int, macs: int) -> None:
+    def contract(self, value: Tensor, dim: int, macs: int) -> bool:
         """A dimension of a tensor is contracted, at a cost of so many multiplications; a parameter's is remembered."""
         name = self.stored.get(value.untyped_storage().data_ptr())
         if name is None:
-            return
+            return False
         parameter = self.learned[name]
         stride, length = value.stride(dim), value.shape[dim]
         self.macs[name] = self.macs.get(name, 0) + macs
         for n in range(parameter.dim()):
             if parameter.stride(n) == stride and parameter.shape[n] == length:
                 self.contracted.add((name, n))
+        return True
 
     def width(self, dim: Axis, kind: str) -> None:
         """Here heads are as wide as this: one number of the module's may stand for all such widths."""

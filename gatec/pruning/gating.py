@@ -27,7 +27,7 @@ from gatec.verify import copied, filled
 
 Model = TypeVar("Model", bound=nn.Module)
 GATES = "channel_gates"
-WATCHING = ("norm", "dotted", "scaled", "mixed")
+WATCHING = ("norm", "dotted", "scaled", "mixed", "computed")  # of these, no reader is a parameter itself
 
 
 class ChannelGates(nn.ModuleDict):
@@ -151,11 +151,13 @@ def _gated(group: Group, gate: ChannelGate, found: Groups, held: Owners) -> None
     """Readers see the gate's factors; without a reader, all parameters do.
 
     What only writes a slot is left alone where nobody but readers looks at it: a closed gate then still learns, and may open
-    again. Where a norm or an attention looks too, it sees what is closed.
+    again. Where a norm, an attention or a weight that is computed looks too, it sees what is closed.
     """
     reads = [(m.name, m.dim) in found.walk.contracted for m in group.learned]
     watched = any(f.kind in WATCHING for f in group.facts)
     for member, read in zip(group.learned, reads, strict=True):
+        if (member.name, member.dim) in found.walk.divided:
+            continue
         role = FACTOR if read or not any(reads) else SHUT if watched else SILENT
         _seen(found.walk.learned[member.name], member, gate, role, held)
     for member in (m for m in group.members if watched and not m.learned):
