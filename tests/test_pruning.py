@@ -481,14 +481,19 @@ def test_a_model_of_which_nothing_could_go_is_saved(tmp_path):
     assert distance(gatec.load(tmp_path, made(Fixed, 1), inputs=x)(x), gated(x)) <= 1e-12
 
 
-def test_a_result_that_moved_is_not_handed_over():
-    """Rows of zeros have no direction, and where their norm is counted on they cannot go."""
+def test_rows_without_a_direction_go():
     normed, spectral = nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm
     model = nn.Sequential(normed(nn.Linear(16, 12)), nn.ReLU(), spectral(nn.Linear(12, 4))).double().eval()
     gated = half(gatec.prune(model, TOKENS.double()))
-    with pytest.raises(
-        gatec.GatecError, match=r"a compacted Sequential that computes what the gated one does\n  found an"
-    ):
+    small = gatec.compact(gated, TOKENS.double())
+    assert distance(small(TOKENS.double()), gated(TOKENS.double())) <= 1e-12
+
+
+@pytest.mark.parametrize("drift", [float("nan"), 0.5])
+def test_a_result_that_moved_is_not_handed_over(drift, monkeypatch):
+    gated = half(gatec.prune(made(Fixed), TOKENS.double()))
+    monkeypatch.setattr("gatec.pruning.compacting.distance", lambda *_: drift)
+    with pytest.raises(gatec.GatecError, match=r"a compacted Fixed that computes what the gated one does\n  found an"):
         gatec.compact(gated, TOKENS.double())
 
 
