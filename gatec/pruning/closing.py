@@ -17,7 +17,7 @@ from gatec.errors import GatecError
 from gatec.inputs import one_call
 from gatec.pruning.budgets import budget
 from gatec.pruning.compacting import narrow
-from gatec.pruning.gating import channel_gates, gates_of, ungate
+from gatec.pruning.gating import channel_gates, gates_of, opened
 from gatec.pruning.importance import scores
 from gatec.pruning.spending import spent
 
@@ -59,8 +59,7 @@ def close(model: nn.Module, which: Mapping[str, Any] | None = None, *, to: float
 
 def _measured(closer: Closer, to: float, inputs: Any, timer: Timer) -> None:
     """Aim lower or higher until the compacted model costs what it may."""
-    plain, best = copy.deepcopy(closer.model), dict[float, dict[str, Tensor]]()
-    ungate(plain)
+    plain, best = opened(closer.model), dict[float, dict[str, Tensor]]()
     args, kwargs = one_call(plain, inputs)
     aim, share, low, high = (
         to,

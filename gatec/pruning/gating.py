@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
@@ -195,6 +196,16 @@ def ungate(model: nn.Module) -> None:
     for _, module in list(masked(model)):
         unmask(module)
     delattr(model, GATES)
+
+
+@torch.no_grad()
+def opened(model: Model) -> Model:
+    """A copy without gates, in which nothing is closed."""
+    model = copy.deepcopy(model)
+    for gate in channel_gates(model).values():
+        gate.weight.fill_(gate.birth())
+    ungate(model)
+    return model
 
 
 def closed(model: nn.Module) -> dict[str, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +15,7 @@ from gatec.clocks import Timer, seconds
 from gatec.errors import GatecError
 from gatec.inputs import one_call
 from gatec.pruning.costs import Sum, Table, Tables, counted, whole
-from gatec.pruning.gating import channel_gates, gates_of, ungate
+from gatec.pruning.gating import channel_gates, gates_of, opened
 from gatec.pruning.group import grouped
 from gatec.pruning.operators import Operator, Times
 
@@ -33,8 +32,7 @@ def profile(model: nn.Module, inputs: Any = None, *, timer: Timer = seconds) -> 
     timer    timer(run, *args, **kwargs) gives the seconds of run(*args, **kwargs)
     """
     gates, sizes = gates_of(model), {name: gate.size for name, gate in channel_gates(model).items()}
-    plain = copy.deepcopy(model)
-    ungate(plain)
+    plain = opened(model)
     args, kwargs = one_call(plain, inputs)
     ledger = Ledger()
     found = grouped(plain, args, kwargs, ledger)
