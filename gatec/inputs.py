@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -43,6 +44,16 @@ def one_call(model: nn.Module, inputs: Any = None) -> Inputs:
 
 def keeps_cache(model: nn.Module) -> bool:
     return "use_cache" in inspect.signature(model.forward).parameters
+
+
+def pattern(only: str | None, of: str = "site names") -> re.Pattern[str] | None:
+    """A regular expression that a user gave; None where he gave none."""
+    try:
+        return re.compile(only) if only else None
+    except (re.error, TypeError) as e:
+        raise GatecError(
+            f"`only` as a regular expression over {of}", found=f"{only!r}: {e}", hint="only='layers\\.3'"
+        ) from None
 
 
 def batches(data: Any) -> Iterable[Any]:

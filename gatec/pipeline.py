@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +20,7 @@ from gatec.embeddings import ROWS, narrowed
 from gatec.errors import GatecError, in_short
 from gatec.gate import Gate
 from gatec.history import fill, read, remember, shapes
-from gatec.inputs import one_call
+from gatec.inputs import one_call, pattern
 from gatec.program import Edit, Program
 from gatec.pruning import Plan, carried_out, channel_gates, gated_again, has_gates
 from gatec.report import Report, attach
@@ -55,7 +54,7 @@ def convert_(model: Model, *passes: Any, pass_: Any = None, inputs: Any = None, 
              progress: Callable[[str], Any] | None = None, group: Any = None, **options: Any) -> Model:  # fmt: skip
     """`convert` in place. If anything fails the model is as it was, to the bit."""
     wanted = steps([*passes, *([pass_] if pass_ else []), *_keyword(options)], options)
-    chosen = _pattern(only)
+    chosen = pattern(only)
     program = prepare(model, inputs)
     filled(model)
     with all_or_nothing() as undo:
@@ -184,15 +183,6 @@ def _without_data(model: nn.Module) -> Iterator[Callable[[Any], Any]]:
         return
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         yield lambda value: tree_map_only(Tensor, lambda t: mode.from_tensor(t.to("meta")), value)
-
-
-def _pattern(only: str | None) -> re.Pattern[str] | None:
-    try:
-        return re.compile(only) if only else None
-    except re.error as e:
-        raise GatecError(
-            "`only` as a regular expression over site names", found=f"{only!r}: {e}", hint="only='layers\\.3'"
-        ) from None
 
 
 @contextmanager

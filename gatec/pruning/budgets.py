@@ -17,7 +17,8 @@ def budget(model: nn.Module, of: str = "multiplications", *, decided: bool = Fal
                `gatec.profile` has measured)
     decided    counts slots as open or closed, as they are now, not by how open they are
 
-    A penalty for a training loop: `loss + 4 * (gatec.budget(model) - 0.5).clamp(min=0)`.
+    A penalty for a training loop: `loss + 2 * (gatec.budget(model) / gatec.schedule(step / steps, 0.5) - 1).abs()`. A clamp
+    at zero in place of `abs` never opens what one step has closed too much of.
     """
     gates = gates_of(model)
     if of not in gates.costs and of == "latency":

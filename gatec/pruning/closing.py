@@ -41,12 +41,11 @@ def close(model: nn.Module, which: Mapping[str, Any] | None = None, *, to: float
     inputs     with them a copy is compacted and measured on them beside the whole model, and more or fewer slots are
                closed until that is what `to` says, within 2 %; `timer` is that of `gatec.profile`
     """
+    _asked(which, to, multiple, least)
     if which is not None:
         _named(model, which)
     if to is None:
         return
-    if not 0 < to <= 1:
-        raise GatecError("a share from 0 to 1", found=f"to={to}", hint="gatec.close(model, to=0.5)")
     closer = Closer(model, _ranked(scores(model, by)), of, multiple, least, uniform)
     try:
         closer.down(to)
@@ -57,16 +56,23 @@ def close(model: nn.Module, which: Mapping[str, Any] | None = None, *, to: float
         raise
 
 
+def _asked(which: Any, to: Any, multiple: Any, least: Any) -> None:
+    if which is None and to is None:
+        raise GatecError(
+            "slots to close, by name of group, or a budget", found="neither", hint="gatec.close(model, to=0.5)"
+        )
+    if to is not None and not (isinstance(to, (int, float)) and 0 < to <= 1):
+        raise GatecError("a share from 0 to 1", found=f"to={to!r}", hint="gatec.close(model, to=0.5)")
+    odd = [f"{name}={n!r}" for name, n in (("multiple", multiple), ("least", least)) if not isinstance(n, int) or n < 1]
+    if odd:
+        raise GatecError("a number of slots, 1 or more", found=odd[0], hint="gatec.close(model, to=0.5, multiple=8)")
+
+
 def _measured(closer: Closer, to: float, inputs: Any, timer: Timer) -> None:
     """Aim lower or higher until the compacted model costs what it may."""
     plain, best = opened(closer.model), dict[float, dict[str, Tensor]]()
     args, kwargs = one_call(plain, inputs)
-    aim, share, low, high = (
-        to,
-        1.0,
-        0.0,
-        1.0,
-    )  # what is aimed at is below `high`, and above `low` where too much was closed
+    aim, low, high = to, 0.0, 1.0  # what is aimed at is below `high`, and above `low` where too much was closed
     for _ in range(ROUNDS):
         small = copy.deepcopy(closer.model)
         narrow(small, inputs, [])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
@@ -15,7 +14,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from gatec.axes import Ledger, slots
 from gatec.errors import GatecError
 from gatec.history import remember
-from gatec.inputs import one_call
+from gatec.inputs import one_call, pattern
 from gatec.pruning.costs import Cost, counted, whole
 from gatec.pruning.forms import ChannelGate
 from gatec.pruning.forms import form as form_named
@@ -73,6 +72,7 @@ def prune(
     kinds = {kinds} if isinstance(kinds, str) else kinds
     if odd := next((k for k in kinds or () if k not in EVERY), None):
         raise GatecError("kinds of groups", found=repr(odd), hint=f"some of {', '.join(EVERY)}")
+    wanted = pattern(only, "names of groups")
     if has_gates(model):
         raise GatecError("a model without channel gates", found=f"gates in {type(model).__name__}",
                          hint="gatec.compact(model) decides them first")  # fmt: skip
@@ -81,7 +81,7 @@ def prune(
     filled(model)
     ledger = Ledger()
     found = grouped(model, *one_call(model, inputs), ledger)
-    chosen = [g for g in found.free if (kinds is None or g.kind in kinds) and (only is None or re.search(only, g.name))]
+    chosen = [g for g in found.free if (kinds is None or g.kind in kinds) and (wanted is None or wanted.search(g.name))]
     if not chosen:
         raise GatecError(f"a group of {type(model).__name__} to prune", found=_refusals(found),
                          hint="print(gatec.groups(model)) says why")  # fmt: skip
