@@ -13,7 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 Timer = Callable[..., float]  # seconds of timer(run, *args, **kwargs)
-LEAST, MOST, ENOUGH = 3, 50, 0.03  # runs, and seconds after which they are enough
+LEAST, MOST = 3, 50  # runs
+ENOUGH, LONG = 0.03, 1.0  # seconds after which the least runs are enough, and after which one is
 
 
 def clock() -> float:
@@ -26,10 +27,10 @@ def clock() -> float:
 
 
 def seconds(run: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
-    """The fastest of several runs, after one that is not counted."""
+    """The fastest of several runs, after one that is not counted; of what takes long, of one."""
     run(*args, **kwargs)
     best, spent, runs = float("inf"), 0.0, 0
-    while runs < LEAST or (spent < ENOUGH and runs < MOST):
+    while runs == 0 or (runs < LEAST and spent < LONG) or (runs < MOST and spent < ENOUGH):
         start = clock()
         run(*args, **kwargs)
         taken = clock() - start
