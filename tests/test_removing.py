@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
 import gatec
+from gatec.capture import emptied
 from gatec.pruning.exact import exactly
 from gatec.verify import distance
 
@@ -160,6 +161,60 @@ class Extended(nn.Module):
         return self.up(x) @ torch.cat([self.table.weight.t(), self.more])
 
 
+class Remembered(nn.Module):
+    """Attention whose biases are looked up once for each length, beside a table of numbers that stays as it is."""
+
+    def __init__(self):
+        super().__init__()
+        self.heads, self.qkv, self.out = 4, nn.Linear(16, 48), nn.Linear(16, 4)
+        self.biases, self.cache = nn.Parameter(torch.rand(4, 8)), {}
+        self.tables = {"scale": torch.tensor(0.5, dtype=torch.float64)}
+
+    def forward(self, x):
+        batch, tokens, _ = x.shape
+        if tokens not in self.cache:
+            places = torch.arange(tokens)
+            self.cache[tokens] = self.biases[:, (places[:, None] - places).abs()]
+        q, k, v = self.qkv(x).view(batch, tokens, self.heads, 3, -1).permute(3, 0, 2, 1, 4)
+        weights = (q @ k.transpose(-1, -2) * self.tables["scale"] + self.cache[tokens]).softmax(-1)
+        return self.out((weights @ v).transpose(1, 2).flatten(2))
+
+
+class Mixed(nn.Module):
+    """Tokens mixed as learned queries and keys say, whose scores are computed once."""
+
+    def __init__(self):
+        super().__init__()
+        self.places, self.q, self.k, self.out = (
+            nn.Embedding(6, 16),
+            nn.Linear(16, 12),
+            nn.Linear(16, 12),
+            nn.Linear(16, 4),
+        )
+        self.cache = {}
+
+    def forward(self, x):
+        if "mixed" not in self.cache:
+            q, k = (f(self.places.weight)[None] for f in (self.q, self.k))
+            self.cache["mixed"] = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1)
+        return self.out(self.cache["mixed"] @ x)
+
+
+class Rounded(nn.Module):
+    """Attention by the root of its width in float32, whatever it is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.heads, self.q, self.k, self.v = 4, *(nn.Linear(16, 12) for _ in range(3))
+        self.out = nn.Linear(12, 4)
+
+    def forward(self, x):
+        q, k, v = (f(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in (self.q, self.k, self.v))
+        scale = torch.sqrt(torch.tensor(q.shape[-1], dtype=torch.float) * 3)
+        weights = (q @ (k.transpose(-1, -2) / scale.to(q.dtype))).softmax(-1)
+        return self.out((weights @ v).transpose(1, 2).flatten(2))
+
+
 def convolutions(middle, *more):
     return nn.Sequential(nn.Conv2d(3, 16, 3, padding="valid"), middle, *more, nn.Conv2d(16, 4, 1))
 
@@ -184,6 +239,8 @@ MODELS = {
     "rows over their own norms": (lambda: rows(nn.GLU(), nn.LayerNorm(6)), TOKENS, True),
     "weights that are computed": (Computed, TOKENS, True),
     "bags of rows": (Bags, torch.arange(12).reshape(2, 6), True),
+    "biases that are looked up once": (Remembered, TOKENS, True),
+    "mixtures that are computed once": (Mixed, TOKENS, True),
     "an empty parameter": (Extended, TOKENS, True),
 }  # fmt: skip
 
@@ -215,6 +272,66 @@ def test_slots_go_exactly(build, x, whole, seed):
     assert distance(computed(small, x), before) <= 1e-12
     assert not whole or not staying(small)
     assert "has not come by" not in gatec.report(small).edits[-1].why
+
+
+def test_a_root_in_float32_is_no_rounding_of_float64():
+    torch.manual_seed(0)
+    gates = gatec.prune(Rounded().double().eval(), TOKENS, kinds="head dims")
+    gatec.close(gates, {name: [1] for name in gatec.channel_gates(gates)})
+    small = gatec.compact(gates, TOKENS)
+    assert small.q.out_features == 8 and not staying(small)
+    assert distance(computed(small, TOKENS), computed(gates, TOKENS)) <= 1e-12
+
+
+# -- what a forward keeps for the next one ------------------------------------------------------------------------------
+
+
+def test_what_is_kept_for_one_size_is_made_anew():
+    """Filled before the gates are put on, and with the gates: the compacted model looks up biases of its own heads."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 16), Remembered()).double().eval()
+    before = computed(model, TOKENS)
+    gates = gatec.prune(model, TOKENS, kinds="heads")
+    assert not gates[1].cache and distance(computed(gates, TOKENS), before) <= 1e-12
+    assert set(model[1].cache) == {6}
+    computed(gates, TOKENS[:, :4])
+    gatec.close(gates, {name: [1, 3] for name in gatec.channel_gates(gates)})
+    small = gatec.compact(gates, TOKENS)
+    assert small[1].heads == 2 and not staying(small) and not small[1].cache
+    gates[1].cache.clear()
+    for x in (TOKENS, TOKENS[:, :4], TOKENS[:, :2]):
+        assert distance(computed(small, x), computed(gates, x)) <= 1e-12
+    assert {n: t.shape[0] for n, t in small[1].cache.items()} == {6: 2, 4: 2, 2: 2}
+    assert small[1].tables["scale"] == 0.5
+
+
+class Tally(nn.Module):
+    """Keeps what it was given last, and how it began."""
+
+    def __init__(self):
+        super().__init__()
+        self.last, self.first = {"x": torch.zeros(1)}, [torch.ones(1)]
+
+    def forward(self, x):
+        self.last["x"] = self.last.get("x", 0) * 0.5 + x
+        return x * self.first[0]
+
+
+def test_what_a_forward_writes_every_time_is_no_cache():
+    model = Tally().eval()
+    emptied(model, (TOKENS,), {})
+    assert torch.equal(model.last["x"], torch.zeros(1)) and torch.equal(model.first[0], torch.ones(1))
+
+
+def test_what_was_kept_before_is_seen_through():
+    """Groups of a model that has run are those of one that has not; what it has kept stays."""
+    model = Remembered().double().eval()
+    fresh = [(g.name, g.kind, g.refused) for g in gatec.groups(model, TOKENS)]
+    assert not model.cache
+    computed(model, TOKENS)
+    kept = model.cache[6]
+    assert [(g.name, g.kind, g.refused) for g in gatec.groups(model, TOKENS)] == fresh
+    assert model.cache[6] is kept
 
 
 # -- parameters that cannot be cut ------------------------------------------------------------------------------------

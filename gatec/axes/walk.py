@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary, WeakTensorKeyDictionary
 
 from gatec.axes.atoms import Axis, Cut, axis, mark, pin, size
-from gatec.capture import evaluating
+from gatec.capture import emptied, evaluating, untouched
 
 Dims = list[Axis]
 Rule = Callable[..., Any]
@@ -228,8 +228,10 @@ def walked(model: nn.Module, args: Any, kwargs: Any, watch: Watch | None = None,
     for value in tree_leaves((args, kwargs)):
         if isinstance(value, Tensor):
             walk.known[value] = [axis(n, "it is as long as an input") for n in value.shape]
-    with torch.no_grad(), evaluating(model), spelled_out(), walk.inside(), walk:
-        walk.out = model(*args, **kwargs)
+    with torch.no_grad(), untouched(model), evaluating(model), spelled_out():
+        emptied(model, args, kwargs)
+        with walk.inside(), walk:
+            walk.out = model(*args, **kwargs)
     for value in tree_leaves(told(walk.out)):
         if isinstance(value, Tensor):
             walk.pay(value)

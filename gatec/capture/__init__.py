@@ -1,6 +1,7 @@
 """From a live module and one call of it to a torch.fx graph that speaks only of that module's own forward."""
 
 from gatec.capture.applied import inside
+from gatec.capture.caches import emptied
 from gatec.capture.record import Call, evaluating, record, untouched
 from gatec.capture.tracer import Trace, trace
 from gatec.capture.unit import Nothing, Unit, install, unit_of
@@ -10,6 +11,7 @@ __all__ = [
     "Nothing",
     "Trace",
     "Unit",
+    "emptied",
     "evaluating",
     "inside",
     "install",

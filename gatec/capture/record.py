@@ -126,7 +126,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
     """Put back every buffer, plain attribute and random state that the body writes (BatchNorm does, in train mode)."""
     modules = list(model.modules())
     attributes = [dict(vars(m)) for m in modules]
-    contents = [_contents(m) for m in modules]
+    inside = [contents(m) for m in modules]
     buffers = [{n: (b, None if b is None else b.clone()) for n, b in m._buffers.items()} for m in modules]
     devices = {b.device for b in model.parameters() if b.device.type == "cuda"}
     with torch.random.fork_rng(devices=sorted(d.index or 0 for d in devices)):
@@ -134,13 +134,13 @@ def untouched(model: nn.Module) -> Iterator[None]:
             yield
         finally:
             with torch.no_grad():
-                for module, before, held, inner in zip(modules, attributes, buffers, contents, strict=True):
+                for module, before, held, inner in zip(modules, attributes, buffers, inside, strict=True):
                     _restore(module, before, held)
                     for value, copy in inner:
                         refill(value, copy)
 
 
-def _contents(module: nn.Module) -> list[tuple[Any, Any]]:
+def contents(module: nn.Module) -> list[tuple[Any, Any]]:
     """The lists, dicts and sets that the module's author keeps on it, with copies: a forward may cache things there."""
     own = [v for n, v in vars(module).items() if n not in OWN]
     inner = [v for thing in own if looked_into(thing) for v in vars(thing).values()]

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from gatec.axes import told
-from gatec.capture import evaluating, untouched
+from gatec.capture import emptied, evaluating, untouched
 from gatec.errors import GatecError, first_line, in_short
 from gatec.history import forgotten, remember
 from gatec.inputs import one_call
@@ -32,6 +32,7 @@ def narrow(model: nn.Module, inputs: Any, undo: list[Callable[[], Any]]) -> Repo
     """Fold the gates of a model into its weights and remove what is closed, in place; what came of each group."""
     plain(model)
     args, kwargs = one_call(model, inputs)
+    emptied(model, args, kwargs)
     masks = {name: np.asarray(mask) for name, mask in closed(model).items()}
     before = _as_gated(model, args, kwargs)
     ungate(model)

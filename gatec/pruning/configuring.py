@@ -12,7 +12,7 @@ from torch import nn
 
 from gatec.axes import Walk, told
 from gatec.blocks.configs import on_meta
-from gatec.capture import evaluating
+from gatec.capture import evaluating, untouched
 from gatec.capture.spies import refill
 from gatec.pruning.keeping import Closed, left
 from gatec.pruning.plan import Plan
@@ -102,7 +102,7 @@ def _same(model: nn.Module, config: Any, args: Any, kwargs: Any) -> bool:
         with torch.random.fork_rng():
             built = kind(config).to(next(model.parameters()).dtype)
         built.load_state_dict(model.state_dict())
-        with torch.no_grad(), evaluating(model, built):
+        with torch.no_grad(), evaluating(model, built), untouched(model):
             moved = distance(told(built(*args, **kwargs)), told(model(*args, **kwargs)))
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError):
         return False

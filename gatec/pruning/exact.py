@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 NARROW = (torch.float32, torch.float16, torch.bfloat16)
 aten = torch.ops.aten
+MAKING = {aten.lift_fresh.default, aten.scalar_tensor.default, aten._to_copy.default, aten.full.default}
 CONTRACTING = {  # they take numbers of one kind, of which a forward may have made some itself
     aten.mm.default, aten.bmm.default, aten.addmm.default, aten.baddbmm.default, aten.mv.default, aten.dot.default,
     aten.convolution.default,
@@ -29,7 +30,13 @@ class Exact(TorchDispatchMode):
             return grouped(*args, **kwargs)
         if func in CONTRACTING and {torch.float64} < {t.dtype for t in args if isinstance(t, Tensor)}:
             args = [t.double() if isinstance(t, Tensor) else t for t in args]
-        return func(*args, **kwargs)
+        out = func(*args, **kwargs)
+        return out.double() if func in MAKING and _number(out) else out
+
+
+def _number(value: Tensor) -> bool:
+    """A single number that a forward makes, such as a width: what comes of it is not to be rounded either."""
+    return value.dim() == 0 and value.dtype in NARROW
 
 
 def grouped(a: Tensor, b: Tensor, ends: Tensor | None = None, *_: Any, **__: Any) -> Tensor:

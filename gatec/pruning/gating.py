@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from gatec.axes import Ledger, slots
+from gatec.capture import emptied
 from gatec.errors import GatecError
 from gatec.history import remember
 from gatec.inputs import one_call, pattern
@@ -79,8 +80,9 @@ def prune(
     plain(model)
     model = copied(model)
     filled(model)
-    ledger = Ledger()
-    found = grouped(model, *one_call(model, inputs), ledger)
+    ledger, (args, kwargs) = Ledger(), one_call(model, inputs)
+    emptied(model, args, kwargs)
+    found = grouped(model, args, kwargs, ledger)
     chosen = [g for g in found.free if (kinds is None or g.kind in kinds) and (wanted is None or wanted.search(g.name))]
     if not chosen:
         raise GatecError(f"a group of {type(model).__name__} to prune", found=_refusals(found),

@@ -13,6 +13,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from gatec.axes import Axis, Walk, leaves, size
+from gatec.capture.record import contents
+from gatec.capture.spies import refill
 from gatec.errors import in_short
 from gatec.pruning.attention import attention
 from gatec.pruning.folds import Fold, folds, norm_folds
@@ -236,7 +238,7 @@ class Trial:
         undo: Undo = []
         self.solver._take(self.module, way, undo)
         torch.set_rng_state(self.solver.seen[self.path][0].drawing)
-        self.apart = float("inf")
+        self.apart, before = float("inf"), [held for m in self.module.modules() for held in contents(m)]
         try:
             self.apart = _apart(tensors(self.forward(*given)), wanted)
         except FAILURES as e:
@@ -250,6 +252,8 @@ class Trial:
             if runs is not None:
                 runs.append(way)
         back(undo)
+        for value, copy in before:  # what was computed in this way
+            refill(value, copy)
         return False
 
 

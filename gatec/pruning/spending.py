@@ -96,7 +96,7 @@ def _by_layer(
         for h in (m.register_forward_pre_hook(enter(path)), m.register_forward_hook(leave(path)))
     ]
     try:
-        with torch.no_grad(), evaluating(model):
+        with torch.no_grad(), evaluating(model), untouched(model):
             for _ in range(RUNS):
                 taken.clear()
                 model(*args, **kwargs)
