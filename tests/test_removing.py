@@ -88,6 +88,26 @@ class Positions(nn.Module):
         return self.down(self.norm(self.up(x) + self.table))
 
 
+class Periods(nn.Module):
+    """Queries and keys that are normed, then turned by angles: positions over periods, which are a buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.norm, self.out = nn.Linear(16, 24), nn.RMSNorm(8, elementwise_affine=False), nn.Linear(8, 4)
+        self.register_buffer("periods", 10.0 ** torch.linspace(0, 2, 4))
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).chunk(3, -1)
+        angles = torch.arange(1, x.shape[1] + 1, dtype=x.dtype)[:, None] / self.periods
+        q, k = (self.turned(self.norm(t), angles.cos(), angles.sin()) for t in (q, k))
+        return self.out(F.softmax(q @ k.mT, -1) @ v)
+
+    @staticmethod
+    def turned(x, cos, sin):
+        one, two = x.chunk(2, -1)
+        return torch.cat([one * cos - two * sin, two * cos + one * sin], -1)
+
+
 class Windows(nn.Module):
     """Overlapping windows of a sequence as a view with steps."""
 
@@ -397,3 +417,11 @@ def test_packed_weights_are_told():
     with pytest.raises(gatec.GatecError, match="found quantized weights, as in 0"):
         gatec.prune(model, TOKENS.float())
     assert torch.equal(model(TOKENS.float()), before)
+
+
+def test_what_is_divided_by_is_left_alone():
+    torch.manual_seed(0)
+    gated = gatec.prune(Periods().double().eval(), TOKENS)
+    gatec.close(gated, {name: range(gate.size // 2) for name, gate in gatec.channel_gates(gated).items()})
+    assert gated(TOKENS).isfinite().all()
+    assert distance(gatec.compact(gated, TOKENS)(TOKENS), gated(TOKENS)) <= 1e-12

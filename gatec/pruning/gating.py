@@ -163,8 +163,10 @@ def _gated(group: Group, gate: ChannelGate, found: Groups, held: Owners) -> None
             continue
         role = FACTOR if read or not any(reads) else SHUT if watched else SILENT
         _seen(found.walk.learned[member.name], member, gate, role, held)
-    for member in (m for m in group.members if watched and not m.learned):
-        _seen(found.model.get_buffer(member.name), member, gate, SHUT, held)
+    for member in (m for m in group.members if not m.learned and any(f.kind == "norm" for f in group.facts)):
+        table = found.model.get_buffer(member.name)
+        if table.dim() > 1:  # what is added for each position; zeros in a list of periods would be divided by
+            _seen(table, member, gate, SHUT, held)
 
 
 def _seen(value: Tensor, member: Member, gate: ChannelGate, role: str, held: Owners) -> None:
