@@ -425,3 +425,25 @@ def test_what_is_divided_by_is_left_alone():
     gatec.close(gated, {name: range(gate.size // 2) for name, gate in gatec.channel_gates(gated).items()})
     assert gated(TOKENS).isfinite().all()
     assert distance(gatec.compact(gated, TOKENS)(TOKENS), gated(TOKENS)) <= 1e-12
+
+
+class Bytes(nn.Module):
+    """Numbers on their way through bytes, as autoencoders of images keep them."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.Conv2d(3, 12, 1), nn.Conv2d(3, 4, 1)
+        self.back = nn.Conv2d(12, 3, 1)
+
+    def forward(self, x):
+        y = self.back(self.up(x).relu()).sigmoid()
+        return self.down(y.mul(255).round().byte() / 255)
+
+
+def test_whole_numbers_are_divided_in_float64():
+    torch.manual_seed(0)
+    with exactly():
+        gated = gatec.prune(Bytes().double().eval(), IMAGE)
+        gatec.close(gated, {name: [0, 3] for name, gate in gatec.channel_gates(gated).items() if gate.size == 12})
+        small = gatec.compact(gated, IMAGE)
+        assert small.up.out_channels == 10 and distance(small(IMAGE), gated(IMAGE)) <= 1e-12

@@ -31,6 +31,8 @@ class Exact(TorchDispatchMode):
         if func in CONTRACTING and {torch.float64} < {t.dtype for t in args if isinstance(t, Tensor)}:
             args = [t.double() if isinstance(t, Tensor) else t for t in args]
         out = func(*args, **kwargs)
+        if func is aten.div.Tensor and not any(isinstance(t, Tensor) and t.is_floating_point() for t in args):
+            return out.double()  # of whole numbers, such as the bytes of an image
         return out.double() if func in MAKING and _number(out) else out
 
 

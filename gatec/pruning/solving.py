@@ -169,10 +169,14 @@ class Solver:
         if way.fold:
             way.fold.take(self.model, undo)
 
+    def hopeless(self, path: str) -> bool:
+        """Whether a module could not be mended twice: what is around it tries again and again."""
+        return self.failures.get(path, 0) > 1
+
     def numbers(self, path: str, module: nn.Module) -> Iterator[Way]:
         """Values for the numbers of a module; of one that could not be mended before only the likeliest."""
         changes = {n: {left(a, self.closed) for a in axes} for n, axes in self.walk.numbers[path].items() if n > 1}
-        for values in itertools.islice(assignments(module, changes), TRIES if self.failures.get(path, 0) < 2 else 1):
+        for values in itertools.islice(assignments(module, changes), TRIES if not self.hopeless(path) else 1):
             yield Way(values)
         if how := attention(module):
             yield from (Way(values, norm=how) for values in itertools.islice(assignments(module, changes), TRIES))
@@ -213,6 +217,8 @@ class Trial:
         for way in self.solver.numbers(self.path, self.module):
             if self.right(way, given, wanted, runs):
                 return True
+        if self.solver.hopeless(self.path):
+            return False
         for mend in self.solver.mends(self.path, self.module) if runs else ():
             for way in runs[:4]:
                 if self.right(replace(mend, numbers=(*mend.numbers, *way.numbers)), given, wanted):

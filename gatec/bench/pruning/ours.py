@@ -24,9 +24,11 @@ REASON = 120  # letters of a reason that a row keeps
 
 
 def ask(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
-    """status: exact, moved or raised; and what `groups` says of the model."""
+    """status: exact, moved, raised, or refused where nothing can be pruned; and what `groups` says of the model."""
     found, row = _grouped(model, inputs)
     kinds = sorted({group.kind for group in found if not group.refused})
+    if not kinds:
+        return row | {"status": "refused", "reason": "; ".join(sorted(set(row["refused"].values())))[:REASON]}
     model, inputs = shaken(model).double(), doubled(inputs)
     try:
         row |= compacted(model, inputs)
