@@ -220,6 +220,25 @@ class Mixed(nn.Module):
         return self.out(self.cache["mixed"] @ x)
 
 
+class Product(nn.Module):
+    def forward(self, a, b):
+        return a @ b
+
+
+class Apiece(nn.Module):
+    """Attention whose products are modules of their own, without parameters."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.k, self.out = nn.Linear(16, 12), nn.Linear(16, 12), nn.Linear(16, 4)
+        self.scores, self.mixed = Product(), Product()
+
+    def forward(self, x):
+        q, k = self.q(x), self.k(x)
+        weights = (self.scores(q, k.transpose(-1, -2)) / q.shape[-1] ** 0.5).softmax(-1)
+        return self.out(self.mixed(weights, x))
+
+
 class Rounded(nn.Module):
     """Attention by the root of its width in float32, whatever it is given."""
 
@@ -260,6 +279,7 @@ MODELS = {
     "weights that are computed": (Computed, TOKENS, True),
     "bags of rows": (Bags, torch.arange(12).reshape(2, 6), True),
     "biases that are looked up once": (Remembered, TOKENS, True),
+    "products that are modules": (lambda: nn.Sequential(nn.Linear(16, 16), Apiece()), TOKENS, True),
     "mixtures that are computed once": (Mixed, TOKENS, True),
     "an empty parameter": (Extended, TOKENS, True),
 }  # fmt: skip

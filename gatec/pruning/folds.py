@@ -51,18 +51,32 @@ def folds(path: str, walk: Walk, closed: Closed) -> Iterator[Fold]:
     of one layer at a time, and those of one tensor of a layer that has several.
     """
     for atom in closed:
-        if not any(f.kind in FACTS and f.where == path for f in atom.facts):
+        if not any(f.kind in FACTS and _around(path, f.where, atom, walk) for f in atom.facts):
             continue
         factor = float((1 - closed[atom].mean()) ** 0.5)
         yield from _alone(path, atom, walk, closed, factor)
 
 
+def _around(path: str, where: str, atom: Atom, walk: Walk) -> bool:
+    """Whether this is the module that multiplies, or the next one around it that holds parameters of what is multiplied."""
+    outer, inner = path.split(".") if path else [], where.split(".") if where else []
+    if inner[: len(outer)] != outer:
+        return False
+    between = ".".join(inner[: len(outer) + 1])
+    return path == where or not any(name.startswith(f"{between}.") for name, _ in _dims(atom, walk))
+
+
+def _dims(atom: Atom, walk: Walk) -> Iterator[tuple[str, int]]:
+    """The dimensions of tensors in which slots of an axis lie."""
+    for name, dims in walk.tensors.items():
+        yield from ((name, dim) for dim, axes in enumerate(dims) if atom in set(leaves(axes)))
+
+
 def _alone(path: str, atom: Atom, walk: Walk, closed: Closed, factor: float) -> Iterator[Fold]:
     owners: dict[str, list[tuple[str, int]]] = {}
-    for name, dims in walk.tensors.items():
-        for dim, axes in enumerate(dims):
-            if atom in set(leaves(axes)) and name.startswith(f"{path}." if path else ""):
-                owners.setdefault(name.rpartition(".")[0], []).append((name, dim))
+    for name, dim in _dims(atom, walk):
+        if name.startswith(f"{path}." if path else ""):
+            owners.setdefault(name.rpartition(".")[0], []).append((name, dim))
     for own in owners.values():
         yield from _parts(own, atom, walk, closed, factor)
     for own in (o for o in owners.values() if len(o) > 1):
