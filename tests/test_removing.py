@@ -239,6 +239,19 @@ class Apiece(nn.Module):
         return self.out(self.mixed(weights, x))
 
 
+class Packed(nn.Module):
+    """Queries, keys and values of each head beside each other, scaled by what they are given."""
+
+    def __init__(self):
+        super().__init__()
+        self.heads, self.key, self.value, self.qkv, self.out = 3, 4, 4, nn.Linear(16, 36), nn.Linear(12, 4)
+
+    def forward(self, x):
+        packed = self.qkv(x).view(*x.shape[:2], self.heads, -1).transpose(1, 2)
+        q, k, v = packed.split([self.key, self.key, self.value], -1)
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
 class Rounded(nn.Module):
     """Attention by the root of its width in float32, whatever it is given."""
 
@@ -314,12 +327,14 @@ def test_slots_go_exactly(build, x, whole, seed):
     assert "has not come by" not in gatec.report(small).edits[-1].why
 
 
-def test_a_root_in_float32_is_no_rounding_of_float64():
+@pytest.mark.parametrize("kind", [Rounded, Packed])
+def test_a_width_that_scales_is_undone(kind):
+    """A root in float32 is no rounding of float64; queries are found beside keys."""
     torch.manual_seed(0)
-    gates = gatec.prune(Rounded().double().eval(), TOKENS, kinds="head dims")
+    gates = gatec.prune(kind().double().eval(), TOKENS, kinds="head dims")
     gatec.close(gates, {name: [1] for name in gatec.channel_gates(gates)})
     small = gatec.compact(gates, TOKENS)
-    assert small.q.out_features == 8 and not staying(small)
+    assert sum(map(torch.numel, small.parameters())) < sum(map(torch.numel, kind().parameters())) and not staying(small)
     assert distance(computed(small, TOKENS), computed(gates, TOKENS)) <= 1e-12
 
 

@@ -92,7 +92,9 @@ def _parts(own: list[tuple[str, int]], atom: Atom, walk: Walk, closed: Closed, f
         return
     times = min(t.shape[1] for t in tables.values())
     chosen = [np.ones(times, bool)]
-    chosen += [np.arange(times) % 3 == 0] if times % 3 == 0 else []
+    chosen += [
+        np.arange(times) % each == 0 for each in (3, 2) if times % each == 0
+    ]  # queries beside keys, head by head
     chosen += [np.arange(times) < n for n in sorted({times // 3, times // 2, *range(1, times)}) if 0 < n < times]
     for columns in chosen:
         rows = []
