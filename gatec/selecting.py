@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from gatec.errors import GatecError
 from gatec.moe.router import Losses
-from gatec.pruning import Polarised
+from gatec.pruning import Annealed, hardened
 
 
 class Selector(nn.Module):
@@ -38,9 +38,7 @@ class Selector(nn.Module):
 
     def share(self, mask: Tensor) -> Tensor:
         """How far rows are open, from 0 to 1."""
-        hard = self.tau.isinf()
-        soft = torch.sigmoid(torch.where(hard, torch.ones_like(self.tau), self.tau) * mask)
-        return torch.where(hard, (mask > 0).to(mask.dtype), soft)
+        return hardened(mask, self.tau)
 
     @property
     def factors(self) -> Tensor:
@@ -50,10 +48,10 @@ class Selector(nn.Module):
 def anneal(model: nn.Module, progress: float, *, final: float = 200.0) -> float:
     """Harden the gates that are annealed: at progress 0 they are as they were born, at 1 `final` times as hard, at inf steps.
 
-    Selector    tau = final^progress
-    polarised   (a form of `gatec.prune`) eps = 0.1 / final^progress
+    select, and sigmoid gates of `gatec.prune`   tau = final^progress
+    polarised gates of `gatec.prune`             eps = 0.1 / final^progress
     """
-    found = [m for m in model.modules() if isinstance(m, (Selector, Polarised))]
+    found = [m for m in model.modules() if isinstance(m, (Selector, Annealed))]
     if not found:
         raise GatecError(
             "a model with gates to anneal",

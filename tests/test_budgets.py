@@ -216,7 +216,7 @@ def test_a_schedule_says_what_it_wants(bad):
         gatec.schedule(0.5, **bad)
 
 
-# -- polarised gates, group lasso -------------------------------------------------------------------------------------
+# -- annealed gates, group lasso --------------------------------------------------------------------------------------
 
 
 def test_polarised_gates_become_steps():
@@ -235,12 +235,25 @@ def test_polarised_gates_become_steps():
     assert gate.weight.grad.isfinite().all()
 
 
-def test_polarised_gates_learn_and_are_folded():
-    """A penalty and a shrinking eps: gates end at 0 and 1, and what is between is folded."""
+def test_sigmoid_gates_become_steps():
+    model = gated("sigmoid")
+    gate = next(iter(gatec.channel_gates(model).values()))
+    assert torch.equal(gate(), torch.ones(gate.size))
+    gate.weight.data = torch.linspace(-1, 1, gate.size)
+    gatec.anneal(model, float("inf"))
+    assert torch.equal(gate.settled(), (gate.weight > 0) / torch.sigmoid(torch.tensor(0.5)))
+    gatec.anneal(model, 1.0)
+    gate().sum().backward()
+    assert gate.weight.grad.isfinite().all() and (gate.weight.grad > 0).any()
+
+
+@pytest.mark.parametrize("form", ["polarised", "sigmoid"])
+def test_annealed_gates_learn_and_are_folded(form):
+    """A penalty and gates that harden: they end at two values, and what is between is folded."""
     torch.manual_seed(0)
     x = torch.randn(64, 16)
     wanted = x[:, :2].tanh()
-    model = gatec.prune(nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 2)), x, form="polarised")
+    model = gatec.prune(nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 2)), x, form=form)
     optimizer = torch.optim.Adam(model.parameters(), 0.02)
     for step in range(150):
         gatec.anneal(model, step / 150)

@@ -123,17 +123,37 @@ class Scale(ChannelGate):
         self.weight[which] = 0.0
 
 
-class Polarised(ChannelGate):
+class Annealed(ChannelGate):
+    """A factor from near 0 to near 1 that `gatec.anneal` hardens; what is below `floor` counts as zero."""
+
+    floor = 1e-2
+
+    def factor(self) -> Tensor:
+        raise NotImplementedError
+
+    def anneal(self, progress: float, final: float) -> None:
+        raise NotImplementedError
+
+    def settled(self) -> Tensor:
+        found = self.factor()
+        return torch.where(found < self.floor, torch.zeros_like(found), found)
+
+    def forward(self) -> Tensor:
+        found = self.factor()
+        return torch.where(found < self.floor, found - found.detach(), found)
+
+
+class Polarised(Annealed):
     """g(w) = (1 + eps) w^2 / (w^2 + eps): the smaller eps, the more it is 0 or 1; 1 at birth, where w = 1, for every eps.
 
-    What is below `floor` counts as zero, and is zero and stays so once `gatec.anneal` meets it, which lets eps shrink from
-    0.1 to nothing while a model is trained. The paper's form lacks the factor 1 + eps.
+    What is closed is zero and stays so once `gatec.anneal` meets it, which lets eps shrink from 0.1 to nothing while a model is
+    trained. The paper's form lacks the factor 1 + eps.
 
     Guo et al. 2021, "GDP: stabilized neural network pruning via gates with differentiable polarization",
     https://arxiv.org/abs/2109.02220
     """
 
-    floor, start = 1e-2, 0.1
+    start = 0.1
     eps: Tensor
 
     def __init__(self, size: int, group: str, **like: object) -> None:
@@ -143,14 +163,6 @@ class Polarised(ChannelGate):
     def factor(self) -> Tensor:
         square = self.weight.square()
         return (1 + self.eps) * square / (square + self.eps)
-
-    def settled(self) -> Tensor:
-        found = self.factor()
-        return torch.where(found < self.floor, torch.zeros_like(found), found)
-
-    def forward(self) -> Tensor:
-        found = self.factor()
-        return torch.where(found < self.floor, found - found.detach(), found)
 
     def openness(self) -> Tensor:
         return self.factor() / (1 + self.eps)
@@ -169,11 +181,50 @@ class Polarised(ChannelGate):
         self.weight[which] = 0.0
 
 
+def hardened(weight: Tensor, tau: Tensor) -> Tensor:
+    """sigmoid(tau w); where tau is infinite the step 1[w > 0]."""
+    hard = tau.isinf()
+    soft = torch.sigmoid(torch.where(hard, torch.ones_like(tau), tau) * weight)
+    return torch.where(hard, (weight > 0).to(weight.dtype), soft)
+
+
+class Sigmoid(Annealed):
+    """g(w) = sigmoid(tau w) / sigmoid(w0), which is 1 at birth, where w = w0 = 1/2 and tau = 1; 1 / sigmoid(w0) or 0 at tau = inf.
+
+    Lyu et al. 2023, "Optimizing feature set for click-through rate prediction", https://arxiv.org/abs/2301.10909
+    """
+
+    start = 0.5
+    tau: Tensor
+
+    def __init__(self, size: int, group: str, **like: object) -> None:
+        super().__init__(size, group, **like)
+        self.register_buffer("tau", torch.ones((), **like))  # type: ignore[call-overload]
+
+    def birth(self) -> float:
+        return self.start
+
+    def factor(self) -> Tensor:
+        return self.openness() / torch.sigmoid(torch.full_like(self.tau, self.start))
+
+    def openness(self) -> Tensor:
+        return hardened(self.weight, self.tau)
+
+    def anneal(self, progress: float, final: float) -> None:
+        """tau = final^progress."""
+        self.tau.fill_(final**progress)
+
+    @torch.no_grad()
+    def shut(self, which: Tensor) -> None:
+        self.weight[which] = -10.0
+
+
 FORMS: dict[str, type[ChannelGate]] = {
     "hard": Hard,
     "hard_concrete": HardConcrete,
     "scale": Scale,
     "polarised": Polarised,
+    "sigmoid": Sigmoid,
 }
 
 
@@ -183,4 +234,4 @@ def form(name: str) -> type[ChannelGate]:
     return FORMS[name]
 
 
-__all__ = ["FORMS", "ChannelGate", "form"]
+__all__ = ["FORMS", "Annealed", "ChannelGate", "form", "hardened"]

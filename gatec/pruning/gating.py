@@ -60,8 +60,8 @@ def prune(
 ) -> Model:
     """A copy of `model` with one trainable gate per channel, head, head dimension or feature of the residual stream.
 
-    form     hard (straight-through step), hard_concrete (L0), scale (slimming) or polarised (w^2 / (w^2 + eps), to be
-             annealed); all are 1 at birth
+    form     hard (straight-through step), hard_concrete (L0), scale (slimming), polarised (w^2 / (w^2 + eps)) or sigmoid
+             (OptFS), both to be annealed; all are 1 at birth
     kinds    which groups: channels, heads, head dims, groups, residual; all of them by default
     only     a regular expression over names of groups
 
