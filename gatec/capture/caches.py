@@ -18,10 +18,9 @@ def emptied(model: nn.Module, args: Any, kwargs: Any) -> None:
     """
     with torch.no_grad(), evaluating(model):
         held = [v for m in model.modules() for v, _ in contents(m) if _tensors(v)]
-        caches = held if not held or _filled(held, model, args, kwargs) else []
-        if held and not caches:
-            caches = [v for v in held if _filled([v], model, args, kwargs)]
-    for value in caches:
+        if held and not _filled(held, model, args, kwargs):
+            held = [v for v in held if _filled([v], model, args, kwargs)]
+    for value in held:
         value.clear()
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from gatec.axes import Atom, Walk, leaves, slots
 from gatec.pruning.keeping import Closed, kept
-from gatec.pruning.norms import EPSILONS
+from gatec.pruning.norms import epsilon_name
 
 FACTS = ("scaled", "dotted")
 
@@ -112,7 +112,7 @@ def norm_folds(path: str, module: nn.Module, share: float) -> Iterator[tuple[tup
     d / d' where a mean itself is divided by, as in global response norms.
     """
     weight = module._parameters.get("weight")
-    name = next((n for n in EPSILONS if isinstance(getattr(module, n, None), float)), None)
+    name = epsilon_name(module)
     if weight is None or name is None or weight.dim() != 1:
         return
     rows = ((f"{path}.weight" if path else "weight", 0, tuple(range(len(weight)))),)

@@ -19,7 +19,7 @@ from gatec.inputs import one_call, pattern
 from gatec.pruning.costs import Cost, counted, whole
 from gatec.pruning.forms import ChannelGate
 from gatec.pruning.forms import form as form_named
-from gatec.pruning.group import EVERY, Group, Groups, Member, grouped
+from gatec.pruning.group import RANKS, Group, Groups, Member, grouped
 from gatec.pruning.keeping import equal_widths
 from gatec.pruning.masking import FACTOR, SHUT, SILENT, Mask, mask, masked, unmask
 from gatec.pruning.plain import packed, plain
@@ -71,8 +71,8 @@ def prune(
     """
     form_named(form)
     kinds = {kinds} if isinstance(kinds, str) else kinds
-    if odd := next((k for k in kinds or () if k not in EVERY), None):
-        raise GatecError("kinds of groups", found=repr(odd), hint=f"some of {', '.join(EVERY)}")
+    if odd := next((k for k in kinds or () if k not in RANKS), None):
+        raise GatecError("kinds of groups", found=repr(odd), hint=f"some of {', '.join(sorted(RANKS))}")
     wanted = pattern(only, "names of groups")
     if has_gates(model):
         raise GatecError("a model without channel gates", found=f"gates in {type(model).__name__}",

@@ -19,7 +19,7 @@ from gatec.pruning.plain import plain
 from gatec.report.drawing import widths
 
 KINDS = {"batch": "heads", "groups": "groups", "scaled": "head dims", "dotted": "head dims", "mixed": "head dims"}
-EVERY = ("channels", "groups", "head dims", "heads", "residual")
+RANKS = ("head dims", "groups", "heads", "channels", "residual")  # all kinds; those first that are given up first
 
 
 @dataclass(frozen=True)

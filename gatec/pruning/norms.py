@@ -32,11 +32,7 @@ class CentredNorm(nn.Module):
         whole = 1.0 / how["share"]  # features then for each that is left now
         mean = x.mean(over, keepdim=True) / whole
         var = ((x - mean) ** 2).mean(over, keepdim=True) / whole + (1 - 1 / whole) * mean**2
-        y = (x - mean) * torch.rsqrt(var + epsilon(self))
-        shape = [x.shape[n] if n == how["features"] % x.dim() else 1 for n in range(x.dim())]
-        weight, bias = getattr(self, "weight", None), getattr(self, "bias", None)
-        y = y if weight is None else y * weight.reshape(shape)
-        return behind(self, y if bias is None else y + bias.reshape(shape))
+        return behind(self, (x - mean) * torch.rsqrt(var + epsilon(self)), how["features"] % x.dim())
 
 
 class GroupedNorm(nn.Module):
@@ -47,15 +43,15 @@ class GroupedNorm(nn.Module):
         groups = x.reshape(x.shape[0], int(vars(self)["num_groups"]), -1)
         mean = groups.mean(-1, keepdim=True) / whole
         var = ((groups - mean) ** 2).mean(-1, keepdim=True) / whole + (1 - 1 / whole) * mean**2
-        y = ((groups - mean) * torch.rsqrt(var + epsilon(self))).reshape(x.shape)
-        shape = [-1 if n == 1 else 1 for n in range(x.dim())]
-        weight, bias = getattr(self, "weight", None), getattr(self, "bias", None)
-        y = y if weight is None else y * weight.reshape(shape)
-        return behind(self, y if bias is None else y + bias.reshape(shape))
+        return behind(self, ((groups - mean) * torch.rsqrt(var + epsilon(self))).reshape(x.shape), 1)
 
 
-def behind(norm: nn.Module, y: Tensor) -> Tensor:
-    """What a norm's own layers, such as its activation, make of it."""
+def behind(norm: nn.Module, y: Tensor, features: int) -> Tensor:
+    """What a norm's weight and bias, and its own layers such as an activation, make of normed features."""
+    shape = [-1 if n == features else 1 for n in range(y.dim())]
+    weight, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
+    y = y if weight is None else y * weight.reshape(shape)
+    y = y if bias is None else y + bias.reshape(shape)
     for layer in norm.children():
         y = layer(y)
     return y
@@ -71,16 +67,21 @@ EPSILONS = ("eps", "variance_epsilon", "epsilon")
 _made: dict[tuple[str, type[nn.Module]], type[nn.Module]] = {}
 
 
-def epsilon(module: nn.Module) -> float | None:
-    return next((v for n in EPSILONS if isinstance(v := getattr(module, n, None), float)), None)
+def epsilon_name(module: nn.Module) -> str | None:
+    return next((n for n in EPSILONS if isinstance(getattr(module, n, None), float)), None)
+
+
+def epsilon(module: nn.Module) -> float:
+    found: float = getattr(module, epsilon_name(module) or EPSILONS[0])
+    return found
 
 
 def ways(module: nn.Module, share: float) -> list[dict[str, Any]]:
     """The ways in which a norm over a `share` of its features may still be what it was."""
     found: list[dict[str, Any]] = [{"form": "scaled", "share": share}]
-    if isinstance(getattr(module, "num_groups", None), int) and epsilon(module) is not None:
+    if isinstance(getattr(module, "num_groups", None), int) and epsilon_name(module):
         found.append({"form": "grouped", "share": share})
-    elif epsilon(module) is not None:
+    elif epsilon_name(module):
         over: tuple[list[int], ...] = ([-1], [1], [1, 2], [1, 2, 3])
         found += [{"form": "centred", "share": share, "over": o, "features": o[0]} for o in over]
     return found

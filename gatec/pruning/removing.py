@@ -14,14 +14,13 @@ from torch import nn
 from gatec.axes import Atom, Axis, Walk, leaves, spelled_out, told, walked
 from gatec.program import doubled
 from gatec.pruning.exact import exactly, same_draws
-from gatec.pruning.group import Groups, found_in
+from gatec.pruning.group import RANKS, Groups, found_in
 from gatec.pruning.keeping import Closed, by_size, equal_widths, left
 from gatec.pruning.plan import Plan
 from gatec.pruning.solving import Calls, Solver, Unsolved, recorded
 from gatec.verify import distance
 
 Masks = Mapping[str, NDArray[np.bool_]]
-RANKS = ("head dims", "groups", "heads", "channels", "residual")  # what is given up first where not everything can go
 
 
 @dataclass
