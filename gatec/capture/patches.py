@@ -32,7 +32,7 @@ _FACTORIES = {n: getattr(torch, n) for n in FACTORIES if hasattr(torch, n)}
 _NUMBERS = {n: getattr(math, n) for n in NUMBERS}
 grad_enabled = torch.is_grad_enabled  # itself, while the user's code gets another
 ORIGINALS: dict[tuple[int, str], Any] = {}  # of what is patched on modules, by the module and the name there
-_APPLY = torch.autograd.Function.__dict__["apply"].__func__
+_APPLY = torch.autograd.Function.__dict__["apply"]  # a descriptor, of Python or of C
 
 QUESTIONS: dict[str, tuple[Any, str, Callable[[], Any]]] = {
     "compiling": (torch.compiler, "is_compiling", torch.compiler.is_compiling),
@@ -122,7 +122,7 @@ def _asked(tracer: Any, name: str) -> Callable[[], Any]:
 def _applied(tracer: Any) -> Callable[..., Any]:
     def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
         if tracer.busy:
-            return _APPLY(cls, *args, **kwargs)
+            return _APPLY.__get__(None, cls)(*args, **kwargs)
         return tracer.create_proxy("call_function", Apply(cls), args, kwargs)
 
     return apply
